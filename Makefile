@@ -1,0 +1,57 @@
+# Every target sets up .venv by itself. Every target but `fix` and `lock` only checks or runs.
+.PHONY: help run demo test lint types unit fix lock bench-overhead clean
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+run: $(READY)    ## do the job in test_input.json; pictures and JSON go to output/
+	$(BIN)/python rp_handler.py
+
+demo: $(READY)   ## queue, model host, WebUI and worker on this machine; one request, twice
+	$(BIN)/python -m simulator.demo
+
+test: lint types $(READY)   ## what CI runs: lint, types, every test, coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: $(READY)   ## style of Python and shell
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/shellcheck start.sh .ci/run
+
+types: $(READY)  ## mypy --strict
+	$(BIN)/mypy .
+
+unit: $(READY)   ## the tests that start no process: under a minute
+	$(BIN)/pytest -m 'not slow'
+
+bench-overhead: $(READY)   ## the worker's own time per job, beside a direct call
+	$(BIN)/python -m benchmarks.overhead
+
+fix: $(READY)    ## the only target that edits sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(READY)   ## write requirements*.txt from pyproject.toml
+	$(BIN)/pip install --quiet uv==0.13.8
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
+	  pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
+	  pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+
+clean:           ## remove what the targets made
+	rm -rf .venv .demo output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+
+$(READY): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo 'Python 3.11 is needed: make PYTHON=/path/to/python3.11 …' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@

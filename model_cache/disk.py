@@ -1,0 +1,40 @@
+"""What the operating system says about the volume, in our errors."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from schemas.errors import VolumeBusyError, VolumeError, VolumeFullError, VolumeMissingError
+
+# A network volume reports its quota as EDQUOT, and often only at fsync or close.
+# Source: errno(3); RunPod's "[Errno 122] Disk quota exceeded", Comfy-Org/ComfyUI issue 8932.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BUSY = {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT}
+
+
+def volume_error(error: OSError) -> VolumeError:
+    """Return our error for what the disk said."""
+    said = error.strerror or type(error).__name__
+    if error.errno in _FULL:
+        return VolumeFullError(
+            f"The volume has no room left: {said}.",
+            hint="Delete models that are not needed, or use a larger volume.",
+        )
+    if error.errno in _BUSY:
+        return VolumeBusyError(f"The volume did not answer in time: {said}.", hint="Try again.")
+    return VolumeMissingError(
+        f"The volume cannot be used: {said}.",
+        hint="Check that the network volume is attached to the endpoint and can be written to.",
+    )
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise a `VolumeError` in place of an `OSError` from the lines inside.
+
+    Use it around work on the volume alone: what a socket raises is an `OSError` too.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise volume_error(error) from error

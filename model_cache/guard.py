@@ -1,0 +1,143 @@
+"""An HTTP session that talks to public addresses only, and whose connections can be cut.
+
+The address is judged where it cannot lie any more: at the connected socket, before a byte is sent.
+So redirects, a name that resolves to something else the second time, and every odd spelling
+(`127.1`, `0x7f000001`, `[::ffff:10.0.0.1]`) meet the same check. Names are resolved and judged
+before the connection as well, so that not even a handshake shows whether a private port is open.
+
+Source: OWASP, Server Side Request Forgery Prevention Cheat Sheet.
+"""
+
+import ipaddress
+import socket
+import threading
+import weakref
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+# Well-known prefix under which IPv6-only networks reach IPv4. Source: RFC 6052 section 2.1.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class BlockedAddressError(ValueError):
+    """A host is at an address that is not public.
+
+    Not an `OSError`: urllib3 would take that for a failed connection, and try again.
+    """
+
+
+class WebSession(requests.Session):
+    """A session for one fetch; environment, proxies, cookies of netrc and gzip play no part."""
+
+    def __init__(self, *, allow_private: bool) -> None:
+        """Prepare a session; `allow_private` turns the check of addresses off."""
+        super().__init__()
+        self.trust_env = False
+        self._connections = _Connections(allow_private=allow_private)
+        adapter = _GuardedAdapter(self._connections)
+        self.mount("https://", adapter)
+        self.mount("http://", adapter)
+
+    def cut(self) -> None:
+        """Break every connection that is open, from any thread; their readers get an error."""
+        self._connections.cut()
+
+
+def is_public(address: str) -> bool:
+    """Tell whether `address`, an IP address in text form, belongs to the public internet.
+
+    An IPv4 address inside of an IPv6 address (mapped, 6to4, Teredo, NAT64) must be public too.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped:
+            return is_public(str(ip.ipv4_mapped))
+        inner = [ip.sixtofour, *(ip.teredo or ())]
+        if ip in _NAT64:
+            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        if ip.is_site_local or any(v4 is not None and not is_public(str(v4)) for v4 in inner):
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+class _Connections:
+    """The connections that one session opened."""
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self._allow_private = allow_private
+        self._open: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def judge_host(self, host: str, port: int) -> None:
+        if self._allow_private:
+            return
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return  # The connection that follows fails for the same reason, and says so.
+        for *_, address in found:
+            self._judge(host, str(address[0]))
+
+    def admit(self, connection: HTTPConnection, sock: socket.socket) -> None:
+        if not self._allow_private:
+            try:
+                self._judge(connection.host, str(sock.getpeername()[0]))
+            except (BlockedAddressError, OSError):
+                sock.close()
+                raise
+        with self._lock:
+            self._open.add(connection)
+
+    def cut(self) -> None:
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            if isinstance(connection.sock, socket.socket):
+                try:
+                    # Past the TLS layer: its own shutdown would change state under the reader.
+                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+                except OSError:
+                    continue  # It was closed in the meantime.
+
+    @staticmethod
+    def _judge(host: str, address: str) -> None:
+        if not is_public(address):
+            raise BlockedAddressError(f"{host} is at {address}, which is not a public address")
+
+
+class _GuardedAdapter(HTTPAdapter):
+    """Makes connections that ask `_Connections` before they are used."""
+
+    def __init__(self, connections: _Connections) -> None:
+        self._connections = connections
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        connections = self._connections
+
+        class Guarded(HTTPConnection):
+            def _new_conn(self) -> socket.socket:
+                connections.judge_host(self.host, self.port or self.default_port)
+                sock = super()._new_conn()
+                connections.admit(self, sock)
+                return sock
+
+        class GuardedTls(HTTPSConnection):
+            def _new_conn(self) -> socket.socket:
+                connections.judge_host(self.host, self.port or self.default_port)
+                sock = super()._new_conn()
+                connections.admit(self, sock)
+                return sock
+
+        class Pool(HTTPConnectionPool):
+            ConnectionCls = Guarded
+
+        class TlsPool(HTTPSConnectionPool):
+            ConnectionCls = GuardedTls
+
+        self.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": TlsPool}

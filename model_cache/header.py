@@ -1,0 +1,187 @@
+"""The header of a safetensors file: read, and checked against every rule of the format.
+
+    u64 little-endian length N | N bytes of JSON | tensor data up to the end of the file
+
+    {"__metadata__": {"key": "text", …},
+     "tensor name": {"dtype": "F16", "shape": [320, 4, 3, 3], "data_offsets": [0, 23040]}, …}
+
+The rules together are an integrity check for the price of 8 + N bytes: a file that lost its last
+byte, or a web page saved under a model's name, does not pass. Files come from strangers, so
+whatever the bytes are, the outcome is a `Header` or one of our errors.
+
+Source: huggingface/safetensors, README "Format" and safetensors/src/tensor.rs.
+"""
+
+import json
+import os
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, TypeGuard
+
+from model_cache import magic
+from schemas.errors import ModelCorruptError
+
+MAX_DATA_BYTES = 1 << 62
+
+_DTYPE_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Tensor name -> shape."""
+    metadata: Mapping[str, str]
+
+
+class _FlawError(ValueError):
+    """A rule of the format that is broken; the text says which. Becomes a `ModelCorruptError`."""
+
+
+def read(path: Path) -> Header:
+    """Read and check the header of the file at `path`; nothing of the weights is read.
+
+    Raises:
+        ModelUnsafeError: it is a pickle, an archive or a web page.
+        ModelCorruptError: it is damaged or cut off.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelCorruptError(f"The file {path.name} is not a regular file.")
+        try:
+            return _read(file, status.st_size)
+        except _FlawError as error:
+            raise ModelCorruptError(
+                f"The file {path.name} is not a whole safetensors file: {error}.",
+                hint="It may have been cut off, or be still on its way here.",
+            ) from error
+
+
+def _read(file: BinaryIO, size: int) -> Header:
+    start = file.read(magic.LOOK_BYTES)
+    magic.refuse(start)
+    if len(start) < 8:
+        raise _FlawError(f"it has {size} bytes")
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > magic.MAX_HEADER_BYTES:
+        raise _FlawError("its header would be longer than 100 MB")
+    if 8 + length > size:
+        raise _FlawError(f"its header ends at {8 + length}, the file at {size}")
+    file.seek(8)
+    raw = file.read(length)
+    if len(raw) != length or not raw.startswith(b"{"):
+        raise _FlawError("its header does not begin with '{'")
+    return parse(raw, data_bytes=size - 8 - length)
+
+
+def parse(raw: bytes, *, data_bytes: int) -> Header:
+    """Return the header that the JSON text `raw` stands for, checked; public for its tests.
+
+    `data_bytes` is what follows the header in the file.
+
+    Raises:
+        ValueError: it breaks a rule of the format.
+    """
+    entries = _load(raw)
+    metadata = _metadata(entries.pop("__metadata__", None))
+    shapes = {}
+    spans = []
+    for name, entry in entries.items():
+        shapes[name], span = _tensor(name, entry, data_bytes)
+        spans.append(span)
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position:
+            raise _FlawError(f"there is a hole or an overlap at byte {position} of its data")
+        position = end
+    if position != data_bytes:
+        raise _FlawError(f"its tensors take {position} bytes, {data_bytes} are there")
+    return Header(shapes, metadata)
+
+
+def _load(raw: bytes) -> dict[str, Any]:
+    try:
+        entries = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise _FlawError("its header is nested too deep") from None
+    except ValueError as error:
+        if isinstance(error, _FlawError):
+            raise
+        # The text of the JSON error is left out: it may quote what a stranger wrote.
+        raise _FlawError("its header is not JSON") from None
+    if not isinstance(entries, dict):
+        raise _FlawError("its header is not an object")
+    return entries
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise _FlawError("its header says the same key twice")
+    return entries
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise _FlawError(f"its header holds {text}")
+
+
+def _metadata(value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise _FlawError("its metadata is not a map from text to text")
+    return value
+
+
+def _tensor(name: str, entry: Any, data_bytes: int) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Return shape and byte span of one tensor."""
+    where = f"tensor {name[:80]!r}"
+    if not isinstance(entry, dict):
+        raise _FlawError(f"{where} is not an object")
+    dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
+        raise _FlawError(f"{where} is of an unknown type")
+    if not _are_sizes(shape):
+        raise _FlawError(f"{where} has an impossible shape")
+    if not _are_sizes(span) or len(span) != 2 or not span[0] <= span[1] <= data_bytes:
+        raise _FlawError(f"{where} lies outside of the file")
+    if _bits(shape, _DTYPE_BITS[dtype]) != 8 * (span[1] - span[0]):
+        raise _FlawError(f"{where} does not have as many bytes as its shape asks for")
+    return tuple(shape), (span[0], span[1])
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    # type() and not isinstance(): True is an int to Python, and no size.
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item <= MAX_DATA_BYTES for item in value
+    )
+
+
+def _bits(shape: list[int], width: int) -> int:
+    """Return the bits that a tensor takes; stops counting where no file could hold it.
+
+    Without that end, a shape of a million large numbers takes hours to multiply.
+    """
+    if 0 in shape:
+        return 0
+    bits = width
+    for size in shape:
+        bits *= size
+        if bits > 8 * MAX_DATA_BYTES:
+            break
+    return bits

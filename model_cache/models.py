@@ -1,0 +1,57 @@
+"""What the rest of the program learns of a model file. Plain values; touches no disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.model_ref import Kind
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """One model file that is on the disk."""
+
+    kind: Kind
+    name: str
+    """Unique within its kind, without suffix: what links and tags are made from."""
+    path: Path
+    sha256: str | None
+    """64 hex digits; None for a file that people put there and nobody has hashed."""
+    size_bytes: int
+    mtime_ns: int
+    base: str = "unknown"
+    """sd1, sd1-inpaint, sd2, sdxl, sdxl-refiner, sd3, flux, …, or unknown."""
+    alias: str = ""
+    """LoRA: the `ss_output_name` of its header, which A1111 takes in a tag as well."""
+    source: str = ""
+    """URL that it was fetched from, without secrets; empty for a file that people put there."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fetch, or the hashing of a file, has come."""
+
+    done_bytes: int
+    total_bytes: int | None
+    """None when the host does not say how large the file is."""
+
+
+@dataclass(frozen=True)
+class Ensured:
+    """The outcome of one `ModelCache.ensure`."""
+
+    model: CachedModel
+    cached: bool
+    """Whether the file was there: nothing came over the network."""
+    download_s: float
+    bytes_fetched: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What is on the disk, in numbers."""
+
+    checkpoints_cached: int
+    loras_cached: int
+    total_cache_size_mb: float
+    """All kinds together, in 10^6 bytes; a file under two names counts once."""

@@ -1,0 +1,227 @@
+"""RunPod entry point: wire the parts once, then turn each job into a result.
+
+    python rp_handler.py                           the job in ./test_input.json
+    python rp_handler.py --test_input '{"input": {"prompt": "a lighthouse"}}'
+    python rp_handler.py --rp_serve_api            the SDK's local API on port 8000
+    start.sh                                       in the container: A1111 first, then this
+
+All other flags are the SDK's own. Without RUNPOD_* and A1111_WEBUI_* variables this is a developer's
+machine: the simulator stands in for A1111, and every answer says so.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import rp_sdk
+from model_cache.cache import ModelCache
+from schemas.errors import BackendError, InternalError, WorkerError
+from schemas.result import Backend, Result
+from schemas.settings import Settings, SettingsError
+from worker import local, logs
+from worker.client import WebuiClient
+from worker.process import WebuiProcess, spawn, wait_until_ready
+from worker.run import Runner
+
+log = logging.getLogger("rp_handler")
+
+ROOT = Path(__file__).parent
+DEMO_VOLUME = ROOT / ".demo" / "volume"
+OUTPUT = Path("output")
+EX_CONFIG = 78  # sysexits.h: the configuration is wrong
+STOP_GRACE_S = 10.0
+
+Run = Callable[[rp_sdk.Job, Event, Callable[[dict[str, Any]], None]], Result]
+
+
+def make_handler(run: Run, *, online: bool) -> rp_sdk.Handler:
+    """Return the coroutine that the SDK calls; the only place that catches everything.
+
+    It is async because only an async handler can be cancelled. A cancelled job's thread is waited
+    for, so that the next job does not find A1111 still at work.
+    Source: runpod-python 1.12.0, rp_scale.py cancels the task of a job that is to stop.
+    """
+
+    async def handler(job: rp_sdk.Job) -> dict[str, Any]:
+        logs.job_id.set(str(job.get("id", "")))
+        cancelled = Event()
+        progress = rp_sdk.ProgressSender(job, online=online)
+        work = asyncio.ensure_future(asyncio.to_thread(run, job, cancelled, progress.put))
+        try:
+            return dict(await asyncio.shield(work))
+        except asyncio.CancelledError:
+            cancelled.set()
+            await asyncio.wait({work})
+            log.info("cancelled")
+            raise
+        except WorkerError as error:
+            log.warning(f"{error.code}: {error}")
+            return error.as_response()
+        except Exception:
+            log.exception("a bug of this worker")
+            return InternalError(
+                "The worker failed unexpectedly.",
+                hint=f"The log of job {job.get('id')} has the details.",
+            ).as_response()
+        finally:
+            await progress.close()
+
+    return handler
+
+
+def saving(handler: rp_sdk.Handler) -> rp_sdk.Handler:
+    """Return `handler` for a local test: the result goes to files, the SDK prints their paths."""
+
+    async def save(job: rp_sdk.Job) -> dict[str, Any]:
+        result = await handler(job)
+        if "images" in result:
+            files = local.save(result, OUTPUT, str(job["id"]))
+            sys.stdout.write("".join(f"wrote {file}\n" for file in files))
+            result["images"] = [str(file) for file in files[:-1]]
+        return result
+
+    return save
+
+
+def is_developers_machine(environ: Mapping[str, str]) -> bool:
+    """Return whether the simulator may stand in: nothing says RunPod, nothing names a WebUI."""
+    named = any(name.startswith(("RUNPOD_", "A1111_WEBUI_")) for name in environ)
+    return not named and (ROOT / "simulator").is_dir()
+
+
+def with_volume(settings: Settings) -> Settings:
+    """Return `settings` with a place for models that exists: the volume, or the container's disk.
+
+    Raises:
+        SettingsError: no volume is mounted, and a setting demands one.
+    """
+    cache = settings.cache
+    if cache.volume.is_dir():
+        return settings
+    if cache.require_volume:
+        raise SettingsError(f"A1111_CACHE_VOLUME: {cache.volume} is not mounted.")
+    log.warning(
+        f"No volume at {cache.volume}: models are kept in {cache.local_root}, on this machine's disk,"
+        " and fetched again by every new worker."
+    )
+    cache.local_root.mkdir(parents=True, exist_ok=True)
+    return settings.model_copy(
+        update={"cache": cache.model_copy(update={"volume": cache.local_root})}
+    )
+
+
+def simulated(settings: Settings) -> tuple[Settings, WebuiProcess]:
+    """Start the simulator in place of A1111, on a small folder of models of its own."""
+    log.warning("No WebUI here: A1111 is SIMULATED. Pictures are drawn, not generated.")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    cache = settings.cache
+    if not cache.volume.is_dir():
+        cache = cache.model_copy(update={"volume": DEMO_VOLUME})
+        seed = spawn([sys.executable, "-m", "simulator", "models", str(cache.models)], ROOT)
+        if (code := seed.wait()) != 0:
+            raise SettingsError(f"The simulator could not write models to {cache.models} ({code}).")
+    links = ROOT / ".demo" / f"links-{port}"
+    webui = settings.webui.model_copy(update={"port": port, "links": links})
+    child = spawn(
+        [
+            sys.executable,
+            "-m",
+            "simulator",
+            "webui",
+            "--port",
+            str(port),
+            "--models-dir",
+            str(links),
+        ],
+        ROOT,
+    )
+    return settings.model_copy(update={"cache": cache, "webui": webui}), child
+
+
+def adopted(arguments: argparse.Namespace) -> WebuiProcess | None:
+    """Return the A1111 that start.sh started before it became us, None if there is none."""
+    if arguments.webui_pid is None:
+        return None
+    output = None if arguments.webui_log is None else os.fdopen(arguments.webui_log, "rb")
+    return WebuiProcess(arguments.webui_pid, output)
+
+
+def started(settings: Settings, child: WebuiProcess | None, backend: Backend) -> Runner:
+    """Return a runner whose WebUI answers.
+
+    Raises:
+        BackendError: the WebUI ended, or did not answer in time.
+    """
+    client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
+    runner = Runner(ModelCache(settings.cache), client, settings, backend)
+    runner.show_models()
+
+    def answers() -> bool:
+        try:
+            client.get("memory", timeout_s=5)
+        except BackendError:
+            return False
+        return True
+
+    wait_until_ready(child, answers, timeout_s=settings.webui.ready_timeout_s)
+    return runner
+
+
+def main() -> int:
+    """Start the worker and serve until the SDK ends; return the exit code."""
+    environ = os.environ  # noqa: TID251 - the one reader
+    arguments, rest = _parser().parse_known_args()
+    sys.argv[1:] = rest  # the SDK parses what is left
+    online = "RUNPOD_WEBHOOK_GET_JOB" in environ
+    local_test = (
+        not online and "--rp_serve_api" not in rest and "RUNPOD_REALTIME_PORT" not in environ
+    )
+    child = None
+    try:
+        settings = Settings.from_env(environ)
+        logs.configure(settings.log.level, as_json="RUNPOD_ENDPOINT_ID" in environ)
+        backend: Backend = "a1111"
+        if is_developers_machine(environ):
+            backend = "simulator"
+            settings, child = simulated(settings)
+        else:
+            settings, child = with_volume(settings), adopted(arguments)
+        runner = started(settings, child, backend)
+        handler = make_handler(runner.run, online=online)
+        rp_sdk.serve(saving(handler) if local_test else handler)
+    except SettingsError as error:
+        sys.stderr.write(f"The settings are wrong:\n{error}\n")
+        return EX_CONFIG
+    except WorkerError as error:
+        log.critical(f"{error.code}: {error}")
+        return 1
+    finally:
+        if child is not None:
+            child.stop(STOP_GRACE_S)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="RunPod worker around a headless AUTOMATIC1111 WebUI.",
+        epilog="All other flags (--test_input, --rp_serve_api, …) are those of the RunPod SDK.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--webui-pid", type=int, metavar="PID", help="A1111, a child of this process"
+    )
+    parser.add_argument("--webui-log", type=int, metavar="FD", help="descriptor of A1111's output")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

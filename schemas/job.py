@@ -1,0 +1,478 @@
+"""A job's input: from whatever JSON a caller sent to a typed request, or INVALID_INPUT.
+
+Knows the shape of A1111's requests, not what a live A1111 offers: samplers, schedulers, upscalers,
+styles and scripts stay plain strings here and are checked against the running WebUI.
+
+Source of names, types and defaults: the OpenAPI schema that A1111 1.10.1 serves
+(`StableDiffusionProcessingTxt2Img`, `StableDiffusionProcessingImg2Img`).
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from schemas.errors import InvalidInputError
+from schemas.model_ref import Kind, LoraRef, ModelRef, as_fields
+from schemas.settings import JobSettings
+
+MAX_DEPTH = 32
+SHOWN_CHARS = 80
+
+# What callers write from habit with other tools, and the field that they mean.
+SYNONYMS = {
+    "model": "checkpoint",
+    "sd_model_checkpoint": "checkpoint",
+    "sd_vae": "vae",
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg_scale",
+}
+IMAGE_FIELDS = frozenset({"init_images", "mask", "latent_mask", "firstpass_image"})
+FREE_FORM = frozenset({"alwayson_scripts", "script_args"})
+SAME_CHECKPOINT = "Use same checkpoint"
+
+
+def shown(value: object) -> str:
+    """Return `value` short enough for a message: what a caller sent may be megabytes."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
+def _as_int(value: object) -> object:
+    # A1111 runs pydantic 1, which calls int() on whatever it gets: "20" and 20.9 both mean 20.
+    if isinstance(value, float) or (isinstance(value, str) and value.strip()):
+        try:
+            return int(value)
+        except (ValueError, OverflowError):
+            raise ValueError(f"{shown(value)} is not an integer") from None
+    return int(value) if isinstance(value, bool) else value
+
+
+def _as_float(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"{shown(value)} is not a number") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number must be finite")
+    return float(value) if isinstance(value, bool) else value
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _as_list(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+Int = Annotated[int, BeforeValidator(_as_int)]
+Float = Annotated[float, BeforeValidator(_as_float)]
+Text = Annotated[str, BeforeValidator(_as_text)]
+Count = Annotated[Int, Field(ge=1)]
+Seed = Annotated[Int, Field(ge=-(2**63), lt=2**63)]
+
+Checkpoint = Annotated[ModelRef, BeforeValidator(lambda value: as_fields(value, Kind.CHECKPOINT))]
+Vae = Annotated[ModelRef, BeforeValidator(lambda value: as_fields(value, Kind.VAE))]
+Lora = Annotated[LoraRef, BeforeValidator(lambda value: as_fields(value, Kind.LORA))]
+Embedding = Annotated[ModelRef, BeforeValidator(lambda value: as_fields(value, Kind.EMBEDDING))]
+
+
+class Generation(BaseModel):
+    """What txt2img and img2img share. Unknown fields are kept and go through to A1111."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    styles: Annotated[list[Text], BeforeValidator(_as_list)] | None = None
+    seed: Seed = -1
+    subseed: Seed = -1
+    subseed_strength: Float = 0
+    seed_resize_from_h: Int = -1
+    seed_resize_from_w: Int = -1
+    sampler_name: Text | None = None
+    scheduler: Text | None = None
+    batch_size: Count = 1
+    n_iter: Count = 1
+    steps: Count = 50
+    cfg_scale: Float = 7.0
+    width: Count = 512
+    height: Count = 512
+    restore_faces: bool | None = None
+    tiling: bool | None = None
+    do_not_save_samples: bool = False
+    do_not_save_grid: bool = False
+    eta: Float | None = None
+    denoising_strength: Float | None = None
+    s_min_uncond: Float | None = None
+    s_churn: Float | None = None
+    s_tmax: Float | None = None
+    s_tmin: Float | None = None
+    s_noise: Float | None = None
+    override_settings: dict[str, Any] = Field(default_factory=dict)
+    override_settings_restore_afterwards: bool = True
+    refiner_switch_at: Float | None = None
+    disable_extra_networks: bool = False
+    firstpass_image: Text | None = None
+    comments: dict[str, Any] | None = None
+    force_task_id: Text | None = None
+    sampler_index: Text = "Euler"
+    script_name: Text | None = None
+    script_args: list[Any] = Field(default_factory=list)
+    send_images: bool = True
+    save_images: bool = False
+    alwayson_scripts: dict[str, Any] = Field(default_factory=dict)
+    infotext: Text | None = None
+
+    # Ours. They become override settings, tags in the prompt and files on the volume.
+    checkpoint: Checkpoint | None = None
+    vae: Vae | Literal["Automatic", "None"] | None = None
+    loras: list[Lora] = Field(default_factory=list)
+    embeddings: list[Embedding] = Field(default_factory=list)
+    refiner_checkpoint: Checkpoint | None = None
+    tokens: dict[Literal["civitai", "huggingface"], SecretStr] = Field(default_factory=dict)
+
+    def webui_fields(self) -> dict[str, Any]:
+        """Return what the caller set of A1111's own fields, and what we do not know, to be sent."""
+        return {
+            name: value
+            for name, value in {**self.__dict__, **(self.model_extra or {})}.items()
+            if name in self.model_fields_set and name not in OURS
+        }
+
+
+class Txt2Img(Generation):
+    """A picture from words. Body of POST /sdapi/v1/txt2img."""
+
+    enable_hr: bool = False
+    firstphase_width: Int = 0
+    firstphase_height: Int = 0
+    hr_scale: Float = Field(2.0, gt=0)
+    hr_upscaler: Text | None = None
+    hr_second_pass_steps: Int = Field(0, ge=0)
+    hr_resize_x: Int = Field(0, ge=0)
+    hr_resize_y: Int = Field(0, ge=0)
+    hr_checkpoint_name: Literal["Use same checkpoint"] | Checkpoint | None = None
+    hr_sampler_name: Text | None = None
+    hr_scheduler: Text | None = None
+    hr_prompt: Text = ""
+    hr_negative_prompt: Text = ""
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the picture that leaves, hires fix included.
+
+        Source: A1111 1.10.1, modules/processing.py, calculate_target_resolution: a single
+        `hr_resize_*` keeps the aspect ratio; both crop to that size.
+        """
+        if not self.enable_hr:
+            return self.width, self.height
+        if self.hr_resize_x and self.hr_resize_y:
+            return self.hr_resize_x, self.hr_resize_y
+        if self.hr_resize_x:
+            return self.hr_resize_x, self.hr_resize_x * self.height // self.width
+        if self.hr_resize_y:
+            return self.hr_resize_y * self.width // self.height, self.hr_resize_y
+        return int(self.width * self.hr_scale), int(self.height * self.hr_scale)
+
+
+class Img2Img(Generation):
+    """A picture from a picture. Body of POST /sdapi/v1/img2img."""
+
+    init_images: list[str] = Field(min_length=1)
+    denoising_strength: Float = 0.75
+    resize_mode: Int = 0
+    image_cfg_scale: Float | None = None
+    mask: Text | None = None
+    mask_blur_x: Int = 4
+    mask_blur_y: Int = 4
+    mask_blur: Int | None = None
+    mask_round: bool = True
+    inpainting_fill: Int = 0
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: Int = 0
+    inpainting_mask_invert: Int = 0
+    initial_noise_multiplier: Float | None = None
+    latent_mask: Text | None = None
+    include_init_images: bool = False
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the picture that leaves."""
+        return self.width, self.height
+
+
+OURS = frozenset(
+    {
+        "checkpoint",
+        "vae",
+        "loras",
+        "embeddings",
+        "refiner_checkpoint",
+        "hr_checkpoint_name",
+        "tokens",
+    }
+)
+Job = Txt2Img | Img2Img
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed job: what is asked for, and what the caller should know about how it was read."""
+
+    job: Job
+    warnings: tuple[str, ...]
+
+
+def parse(value: object, limits: JobSettings) -> Request:
+    """Return the typed request of a job's `input`.
+
+    `null` counts as not given. Sizes are rounded down to a multiple of 8, as A1111 does to the
+    picture (recorded from A1111 1.10.1: txt2img_width_not8).
+
+    Raises:
+        InvalidInputError: `details["field"]` is the path of the first field at fault, and
+            `details["problems"]` holds them all.
+    """
+    if not isinstance(value, dict):
+        raise InvalidInputError(
+            f"`input` must be a JSON object, not {type(value).__name__}.",
+            hint='Send {"input": {"prompt": "…"}}.',
+            field="input",
+        )
+    _refuse_unspeakable(value)
+    fields, warnings = _known_names(_unwrapped(value))
+    model = Img2Img if "init_images" in fields else Txt2Img
+    _refuse_long_text(fields, limits.max_prompt_chars)
+    warnings += _unknown_fields(fields, model)
+    fields, rounded = _rounded_sizes(fields)
+    try:
+        job = model.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    _refuse_impossible(job, limits)
+    return Request(job, (*warnings, *rounded))
+
+
+def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the payload of the envelope form for txt2img and img2img, or the flat form itself."""
+    if "api" not in value:
+        return value
+    api, payload = value["api"], value.get("payload")
+    endpoint = str(api.get("endpoint", "")).strip("/") if isinstance(api, dict) else ""
+    route = endpoint.removeprefix("sdapi/v1/")
+    if route not in {"txt2img", "img2img"}:
+        raise InvalidInputError(
+            f"The endpoint {shown(endpoint)} is not offered.",
+            hint='Use "txt2img" or "img2img".',
+            field="api.endpoint",
+        )
+    if not isinstance(payload, dict):
+        raise InvalidInputError("`payload` must be a JSON object.", field="payload")
+    if (route == "img2img") != (payload.get("init_images") is not None):
+        raise InvalidInputError(
+            "img2img needs `init_images`, and txt2img takes none.", field="payload.init_images"
+        )
+    return payload
+
+
+def _known_names(value: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Drop nulls and give synonyms their proper names."""
+    fields: dict[str, Any] = {}
+    warnings: list[str] = []
+    for name, entry in value.items():
+        if entry is None:
+            continue
+        proper = SYNONYMS.get(name, name)
+        if proper != name:
+            if value.get(proper) is not None:
+                raise InvalidInputError(
+                    f"`{name}` and `{proper}` mean the same and are both given.", field=name
+                )
+            warnings.append(f"`{name}` was taken as `{proper}`.")
+        fields[proper] = entry
+    return fields, warnings
+
+
+def _unknown_fields(fields: Mapping[str, Any], model: type[Job]) -> list[str]:
+    known = list(model.model_fields)
+    warnings = []
+    for name in fields:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name[:SHOWN_CHARS], known, n=1)
+        offer = f"; did you mean `{near[0]}`?" if near else "."
+        if name in Img2Img.model_fields:
+            offer = "; it needs `init_images`."
+        elif name in Txt2Img.model_fields:
+            offer = "; it has no meaning beside `init_images`."
+        warnings.append(f"Unknown field {shown(name)} was passed on to A1111 as it is{offer}")
+    return warnings
+
+
+def _rounded_sizes(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    warnings = []
+    rounded = dict(fields)
+    for name in ("width", "height"):
+        try:
+            size = int(fields.get(name, 8))
+        except (TypeError, ValueError, OverflowError):
+            continue  # the type check that follows says it better
+        if size > 0 and size % 8:
+            rounded[name] = size - size % 8
+            warnings.append(
+                f"`{name}` {size} was rounded down to {rounded[name]}, a multiple of 8."
+            )
+            if not rounded[name]:
+                raise InvalidInputError(f"`{name}` must be at least 8, not {size}.", field=name)
+    return rounded, warnings
+
+
+def _refuse_long_text(fields: Mapping[str, Any], limit: int) -> None:
+    for name, entry in fields.items():
+        if name in IMAGE_FIELDS or name in FREE_FORM:
+            continue
+        for path, text in _strings(entry, name):
+            if len(text) > limit:
+                raise InvalidInputError(
+                    f"`{path}` has {len(text)} characters; the limit is {limit}.", field=path
+                )
+
+
+def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    return ((at, leaf) for at, leaf in _leaves(value, path) if isinstance(leaf, str))
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every scalar and every key in `value` with its path; refuse what is nested too deep."""
+    pending = [(path, value, 0)]
+    while pending:
+        at, entry, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            field = _utf8(at[:SHOWN_CHARS])
+            raise InvalidInputError(f"`{field}` is nested too deep.", field=field)
+        if isinstance(entry, dict):
+            for key, item in entry.items():
+                name = str(key)[:SHOWN_CHARS]
+                below = f"{at}.{name}" if at else name
+                yield below, key
+                pending.append((below, item, depth + 1))
+        elif isinstance(entry, list):
+            pending += [(f"{at}[{i}]", item, depth + 1) for i, item in enumerate(entry)]
+        else:
+            yield at, entry
+
+
+def _refuse_unspeakable(value: dict[str, Any]) -> None:
+    """Refuse what JSON cannot say and A1111 or the SDK would choke on later.
+
+    Python's parser lets NaN and lone surrogates in; the SDK then loses a result that repeats one.
+    Source: runpod-python 1.12.0, rp_http.py, lines 68-71.
+    """
+    for path, leaf in _leaves(value, ""):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            field = _utf8(path)
+            raise InvalidInputError(f"`{field}` is {leaf}; a number must be finite.", field=field)
+        if isinstance(leaf, str) and not leaf.isascii() and not _is_utf8(leaf):
+            field = _utf8(path)
+            raise InvalidInputError(f"`{field}` holds half a character.", field=field)
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _invalid(error: ValidationError) -> InvalidInputError:
+    problems = [
+        {"field": _path(problem["loc"]), "message": problem["msg"].removeprefix("Value error, ")}
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    text = "; ".join(f"`{problem['field']}`: {problem['message']}" for problem in problems[:5])
+    return InvalidInputError(f"{text}.", field=problems[0]["field"], problems=problems)
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    # Pydantic adds the name of the union's member that it tried; callers know nothing of those.
+    named = [
+        part
+        for part in loc
+        if isinstance(part, int) or not part.startswith(("function-", "literal["))
+    ]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named).lstrip(
+        "."
+    )
+
+
+def _refuse_impossible(job: Job, limits: JobSettings) -> None:
+    width, height = job.final_size
+    images = job.batch_size * job.n_iter
+    refusals: list[tuple[bool, str, Callable[[], str]]] = [
+        (
+            max(job.width * job.height, width * height) > limits.max_pixels,
+            "width",
+            lambda: f"{width} x {height} pixels are more than {limits.max_pixels}.",
+        ),
+        (
+            images > limits.max_images,
+            "batch_size",
+            lambda: f"batch_size x n_iter is {images}; the limit is {limits.max_images}.",
+        ),
+        (
+            job.steps > limits.max_steps,
+            "steps",
+            lambda: f"{job.steps} steps are more than {limits.max_steps}.",
+        ),
+        (
+            isinstance(job, Img2Img) and len(job.init_images) > job.batch_size,
+            "init_images",
+            lambda: "More `init_images` than `batch_size`.",
+        ),
+        (
+            isinstance(job, Txt2Img) and job.enable_hr and job.denoising_strength is None,
+            "denoising_strength",
+            lambda: "Hires fix needs `denoising_strength`; 0.3 to 0.7 is usual.",
+        ),
+        (
+            isinstance(job, Txt2Img) and job.hr_second_pass_steps > limits.max_steps,
+            "hr_second_pass_steps",
+            lambda: f"The second pass has more than {limits.max_steps} steps.",
+        ),
+        (
+            job.disable_extra_networks and bool(job.loras),
+            "disable_extra_networks",
+            lambda: "`disable_extra_networks` would switch off the `loras` of this request.",
+        ),
+        (
+            job.infotext is not None and bool(job.loras) and "prompt" not in job.model_fields_set,
+            "prompt",
+            lambda: "`loras` beside `infotext` need an explicit `prompt` to be put into.",
+        ),
+    ]
+    for refused, field, message in refusals:
+        if refused:
+            raise InvalidInputError(message(), field=field)
+    _refuse_twice(job.loras)
+
+
+def _refuse_twice(loras: list[LoraRef]) -> None:
+    seen: set[str] = set()
+    for index, lora in enumerate(loras):
+        key = lora.name or lora.url or ""
+        if key in seen:
+            raise InvalidInputError(
+                f"`loras[{index}]` names {shown(key)} a second time.", field=f"loras[{index}]"
+            )
+        seen.add(key)

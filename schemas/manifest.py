@@ -1,0 +1,29 @@
+"""The record beside each model file: what another worker may believe about it.
+
+`.worker/manifests/<kind>/<file>.json` on the volume, one JSON object, written after the file is
+verified and published, so that its presence is the proof of a complete file:
+
+    {"version": 1, "sha256": "…64 hex…", "size_bytes": 2132625612, "mtime_ns": 17…,
+     "source": "https://host/path", "base": "sd1", "created": 1763700000.0}
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Manifest(BaseModel):
+    """What is known of one published file. Holds no token and no signed URL."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer worker may add fields
+
+    version: Literal[1] = 1
+    sha256: str
+    size_bytes: int
+    mtime_ns: int
+    source: str
+    """Where it came from, without query secrets; empty for a file that people put there."""
+    base: str = "unknown"
+    """Architecture read from the header: sd1, sd2, sdxl, sd3, flux, unknown, …"""
+    created: float
+    """Unix time in seconds at which it was published."""

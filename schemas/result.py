@@ -1,0 +1,60 @@
+"""What a job gives back. Plain dictionaries, because the SDK sends nothing else."""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+Backend = Literal["a1111", "simulator"]
+
+
+class CacheInfo(TypedDict):
+    """Totals of the model store, under the names that callers of the original worker read."""
+
+    checkpoints_cached: int
+    loras_cached: int
+    total_cache_size_mb: float
+
+
+class ModelUsed(TypedDict):
+    """One model of the job: what it is, and what it cost to have it."""
+
+    kind: str
+    name: str
+    sha256: str | None
+    cached: bool
+    download_s: float
+
+
+class Timings(TypedDict):
+    """Consecutive slices of the job's time in seconds; the first four add up to the last."""
+
+    download_s: float
+    webui_wait_s: float
+    generate_s: float
+    deliver_s: float
+    total_s: float
+
+
+class Result(TypedDict):
+    """A finished generation. `images`, `parameters` and `info` are A1111's own."""
+
+    images: list[str]
+    parameters: dict[str, Any]
+    info: str
+    seed: int
+    seeds: list[int]
+    cache_info: CacheInfo
+    models: list[ModelUsed]
+    timings: Timings
+    warnings: list[str]
+    backend: Backend
+
+
+class Progress(TypedDict):
+    """What RunPod shows as `output` while a job runs."""
+
+    stage: Literal["downloading", "sampling"]
+    percent: int
+    eta_s: NotRequired[float]
+    step: NotRequired[int | None]
+    steps: NotRequired[int | None]
+    done_bytes: NotRequired[int]
+    total_bytes: NotRequired[int | None]

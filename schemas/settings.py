@@ -1,0 +1,155 @@
+"""The environment, parsed once at start into frozen values."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+PREFIX = "A1111_"
+
+# Names that users have in their endpoints already.
+ALIASES = {
+    "HF_TOKEN": "A1111_CACHE_HF_TOKEN",
+    "CIVITAI_TOKEN": "A1111_CACHE_CIVITAI_TOKEN",
+}
+
+
+class SettingsError(Exception):
+    """The environment does not make settings; one line per problem, none of them with a value."""
+
+
+class Section(BaseModel):
+    """Base of every settings group: immutable, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CacheSettings(Section):
+    """What model_cache needs to know."""
+
+    volume: Path = Field(
+        Path("/runpod-volume"), description="Mount point of the network volume; models are below."
+    )
+    require_volume: bool = Field(
+        False,
+        description="Stop at start when the volume is not mounted, instead of using the disk.",
+    )
+    local_root: Path = Field(
+        Path("/var/lib/a1111-worker"),
+        description="Used in place of the volume when none is mounted.",
+    )
+    max_download_gb: float = Field(
+        40, gt=0, description="Refuse to fetch a single file larger than this, in GB (10^9 bytes)."
+    )
+    max_download_s: float = Field(
+        1800, gt=0, description="Give up on a single file after this long."
+    )
+    stall_s: float = Field(30, gt=0, description="Drop a connection that is silent for this long.")
+    allow_private_hosts: bool = Field(
+        False, description="Fetch from http:// and from private addresses too (tests, own mirrors)."
+    )
+    civitai_token: SecretStr | None = Field(
+        None, description="Sent to Civitai only; CIVITAI_TOKEN is the same."
+    )
+    hf_token: SecretStr | None = Field(
+        None, description="Sent to huggingface.co only; HF_TOKEN is the same."
+    )
+
+    @property
+    def models(self) -> Path:
+        """The folder that holds one sub-folder per kind of model."""
+        return self.volume / "models"
+
+
+class WebuiSettings(Section):
+    """What worker needs to know about the child process."""
+
+    port: int = Field(3000, ge=1, le=65535, description="Loopback port of A1111.")
+    links: Path = Field(
+        Path("/tmp/a1111-models"),  # noqa: S108 - the container's own disk, one worker per container
+        description="Local folder of links, the only model folder that A1111 is shown.",
+    )
+    ready_timeout_s: float = Field(
+        300, gt=0, le=420, description="From start to A1111's first answer; RunPod gives up at 420."
+    )
+    job_timeout_s: float = Field(
+        900, gt=0, description="Longest wait for one answer of A1111, loading included."
+    )
+    flags: str = Field("", description="Appended to A1111's command line by start.sh.")
+    checkpoint: str = Field(
+        "", description="Used when a request names none; empty: the only one there is."
+    )
+
+
+class JobSettings(Section):
+    """What one request may ask for."""
+
+    max_pixels: int = Field(
+        4_194_304, gt=0, description="Largest width x height of one picture, after hires fix."
+    )
+    max_images: int = Field(16, gt=0, description="Largest batch_size x n_iter.")
+    max_steps: int = Field(200, gt=0, description="Most sampling steps of one pass.")
+    max_prompt_chars: int = Field(
+        50_000, gt=0, description="Longest prompt, negative prompt or other text, in characters."
+    )
+    max_input_pixels: int = Field(
+        33_554_432, gt=0, description="Largest width x height of an input image."
+    )
+
+
+class OutputSettings(Section):
+    """How a result leaves."""
+
+    max_run_bytes: int = Field(
+        10_000_000, gt=0, description="Largest result of a /run job that RunPod carries."
+    )
+    max_runsync_bytes: int = Field(
+        20_000_000, gt=0, description="Largest result of a /runsync job that RunPod carries."
+    )
+
+
+class LogSettings(Section):
+    """What is said."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe message that is logged."
+    )
+
+
+class Settings(Section):
+    """All settings; a layer receives its own section and never the whole."""
+
+    cache: CacheSettings = CacheSettings()
+    webui: WebuiSettings = WebuiSettings()
+    job: JobSettings = JobSettings()
+    output: OutputSettings = OutputSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Build from variables named A1111_<SECTION>_<FIELD>, as in A1111_CACHE_STALL_S.
+
+        An empty variable counts as absent: that is how container platforms unset one.
+
+        Raises:
+            SettingsError: a value does not parse, or a variable with our prefix names no setting
+                (a misspelt name must not silently become the default).
+        """
+        values = {ALIASES[name]: text for name, text in environ.items() if name in ALIASES}
+        values |= {name: text for name, text in environ.items() if name.startswith(PREFIX)}
+        sections: dict[str, dict[str, str]] = {}
+        for name, text in values.items():
+            if text:
+                section, _, field = name.removeprefix(PREFIX).lower().partition("_")
+                sections.setdefault(section, {})[field] = text
+        try:
+            return cls.model_validate(sections)
+        except ValidationError as error:
+            problems = error.errors(include_url=False, include_input=False, include_context=False)
+            raise SettingsError(
+                "\n".join(
+                    f"{PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+                    for problem in problems
+                )
+            ) from None

@@ -1,0 +1,97 @@
+"""Fixtures for everything: a clean environment, simulators as processes, no unexplained skip."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+ROOT = Path(__file__).parent.parent
+PERMITTED = [
+    line.partition("  # ")[0]
+    for line in (ROOT / "tests" / "skips.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+_unexplained: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not any(re.fullmatch(pattern, reason) for pattern in PERMITTED):
+            _unexplained.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unexplained:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _unexplained:
+        terminalreporter.write_line(
+            f"skipped for a reason that tests/skips.txt does not list: {line}"
+        )
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):  # noqa: TID251 - to clear it
+        if name.startswith(("A1111_", "RUNPOD_", "HF_", "CIVITAI_", "BUCKET_")):
+            monkeypatch.delenv(name)
+
+
+@dataclass
+class Simulator:
+    """A simulator that runs as a process of its own."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def get(self, path: str) -> Any:
+        return requests.get(self.url + path, timeout=10).json()
+
+    def post(self, path: str, body: Any = None) -> Any:
+        response = requests.post(self.url + path, json=body, timeout=30)
+        assert response.ok, response.text
+        return response.json() if response.content else None
+
+
+StartSimulator = Callable[..., Simulator]
+
+
+@contextlib.contextmanager
+def running(*argv: object) -> Iterator[Simulator]:
+    """Start `python -m simulator ARGV…` and end it afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simulator", *map(str, argv)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield Simulator(json.loads(process.stdout.readline())["url"], process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def simulator() -> Iterator[StartSimulator]:
+    """Start any simulator: `simulator("webui", "--port", 0, …)`; all end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*argv: object) -> Simulator:
+            return stack.enter_context(running(*argv))
+
+        yield start

@@ -1,0 +1,37 @@
+import pytest
+
+from schemas.settings import Settings, SettingsError
+
+
+def test_a_variable_reaches_its_field() -> None:
+    assert Settings.from_env({"A1111_CACHE_STALL_S": "12.5"}).cache.stall_s == 12.5
+
+
+def test_foreign_and_empty_variables_are_ignored() -> None:
+    assert Settings.from_env({"PATH": "/bin", "A1111_WEBUI_PORT": ""}) == Settings()
+
+
+@pytest.mark.parametrize("name", ["A1111_CACHE_STAL_S", "A1111_CASHE_STALL_S", "A1111_X"])
+def test_a_misspelt_variable_is_refused_by_name(name: str) -> None:
+    with pytest.raises(SettingsError, match=name.split("_")[1]):
+        Settings.from_env({name: "1"})
+
+
+def test_every_problem_has_a_line_and_no_value() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({"A1111_WEBUI_PORT": "s3cr3t", "A1111_JOB_MAX_STEPS": "-1"})
+
+    lines = str(caught.value).splitlines()
+    assert sorted(line.partition(":")[0] for line in lines) == [
+        "A1111_JOB_MAX_STEPS",
+        "A1111_WEBUI_PORT",
+    ]
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_tokens_under_their_usual_names_arrive_and_do_not_print() -> None:
+    settings = Settings.from_env({"HF_TOKEN": "hf-s3cr3t", "CIVITAI_TOKEN": "cv-s3cr3t"})
+
+    assert settings.cache.hf_token is not None
+    assert settings.cache.hf_token.get_secret_value() == "hf-s3cr3t"
+    assert "s3cr3t" not in repr(settings)

@@ -1,0 +1,28 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+
+@pytest.mark.slow
+def test_the_command_says_where_it_listens_and_ends_on_sigterm(tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(b"model")
+    command = [sys.executable, "-m", "simulator", "hub", "--root", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        try:
+            with requests.Session() as session:
+                body = session.get(line["url"] + "/redirect/m.bin", timeout=5).content
+        finally:
+            process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=10)
+
+    assert line["simulator"] == "hub"
+    assert body == b"model"
+    assert rest == ""
+    assert process.returncode == 0

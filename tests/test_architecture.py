@@ -1,0 +1,65 @@
+"""The rules of docs/architecture.md, executed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "schemas": set[str](),
+    "model_cache": {"schemas"},
+    "worker": {"schemas", "model_cache"},
+    "simulator": set[str](),
+    "rp_sdk.py": set[str](),
+    "rp_handler.py": {"schemas", "model_cache", "worker", "rp_sdk"},
+}
+# Third parties that live in one place only.
+ONLY_IN = {
+    "pydantic": {"schemas"},
+    "runpod": {"rp_sdk.py"},
+    "aiohttp": {"simulator"},
+    "huggingface_hub": {"model_cache"},
+    "PIL": {"worker", "simulator"},
+}
+SOURCES = [
+    (layer, file)
+    for layer in MAY_IMPORT
+    for file in (sorted((ROOT / layer).rglob("*.py")) or [ROOT / layer])
+]
+
+
+def imported(file: Path) -> set[str]:
+    found = set[str]()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layer", "file"),
+    [pytest.param(*source, id=str(source[1].relative_to(ROOT))) for source in SOURCES],
+)
+def test_imports_point_one_way(layer: str, file: Path) -> None:
+    ours = imported(file) & {name.removesuffix(".py") for name in MAY_IMPORT}
+
+    assert ours - {layer} <= MAY_IMPORT[layer]
+
+
+@pytest.mark.parametrize(
+    ("layer", "file"),
+    [pytest.param(*source, id=str(source[1].relative_to(ROOT))) for source in SOURCES],
+)
+def test_third_parties_stay_in_their_place(layer: str, file: Path) -> None:
+    strays = {name for name in imported(file) & set(ONLY_IN) if layer not in ONLY_IN[name]}
+
+    assert strays == set()
+
+
+def test_every_package_of_ours_is_held_to_the_rules() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks"}
+
+    assert packages <= set(MAY_IMPORT)

@@ -1,0 +1,118 @@
+"""HTTP to the A1111 on loopback: its answers, or our errors. Knows routes, not their meaning."""
+
+import json
+from typing import Any
+
+import requests
+import urllib3
+
+from schemas.errors import (
+    BackendCrashedError,
+    BackendFailedError,
+    BackendOutOfMemoryError,
+    BackendStalledError,
+    InvalidInputError,
+    WorkerError,
+)
+
+API = "/sdapi/v1/"
+CONNECT_S = 2.0
+WORDS_CHARS = 500
+
+
+class WebuiClient:
+    """The way to one A1111. Safe to use from several threads.
+
+    Each call opens its own connection: uvicorn closes an idle one after 5 s, and a generation sent
+    into a connection that is just being closed would look like a crash.
+    Source: uvicorn, `timeout_keep_alive` (default 5).
+    """
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy and no ~/.netrc for loopback
+        self._session.headers["Connection"] = "close"
+        self._session.headers["Accept-Encoding"] = "identity"  # zipping base64 on loopback costs
+
+    def get(self, route: str, *, timeout_s: float = 10) -> Any:
+        """Return the JSON that A1111 answers to GET `route` (below /sdapi/v1/)."""
+        return self._call("GET", route, None, timeout_s)
+
+    def post(self, route: str, body: dict[str, Any] | None = None, *, timeout_s: float) -> Any:
+        """Send `body` to `route` (below /sdapi/v1/) and return the JSON of the answer.
+
+        Raises:
+            InvalidInputError: A1111 refused the request; its own words are the message.
+            BackendOutOfMemoryError: the GPU's memory did not suffice.
+            BackendFailedError: A1111 failed (5xx), or answered something that is not JSON.
+            BackendStalledError: no answer within `timeout_s` seconds.
+            BackendCrashedError: nobody listens, or the connection broke.
+        """
+        return self._call("POST", route, body, timeout_s)
+
+    def _call(self, method: str, route: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
+        try:
+            with self._session.request(
+                method,
+                self._base_url + API + route,
+                json=body,
+                timeout=(CONNECT_S, timeout_s),
+                stream=True,
+            ) as response:
+                # In one piece: requests would gather ten megabytes of base64 in 10 KB slices.
+                data = response.raw.read()
+                expected = response.headers.get("Content-Length")
+        except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
+            raise BackendStalledError(
+                f"A1111 gave no answer to {route} in {timeout_s:g} s."
+            ) from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise BackendCrashedError(f"A1111 closed the connection during {route}.") from error
+        if expected is not None and len(data) != int(expected):
+            raise BackendCrashedError(f"A1111 broke off its answer to {route}.")
+        if response.ok:
+            return _parsed(data, route)
+        raise failure(response.status_code, data)
+
+
+def _parsed(data: bytes, route: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise BackendFailedError(
+            f"A1111 answered {route} with something else than JSON."
+        ) from error
+
+
+def failure(status: int, data: bytes) -> WorkerError:
+    """Return the error that an answer of A1111 outside 2xx stands for.
+
+    A1111 has three shapes: `{"error", "detail", "body", "errors"}` of its handlers, pydantic's
+    `{"detail": [{"loc", "msg", "type"}]}`, and `{"detail": "Not Found"}` of the router.
+    Source: recorded from A1111 1.10.1: txt2img_prompt_null, txt2img_steps_str, err_404_path.
+    """
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    answer = answer if isinstance(answer, dict) else {}
+    kind = str(answer.get("error") or "")
+    detail = answer.get("detail")
+    if isinstance(detail, list):
+        problems = [problem for problem in detail if isinstance(problem, dict)]
+        words = "; ".join(
+            f"{'.'.join(str(part) for part in problem.get('loc', ())[1:])}: {problem.get('msg')}"
+            for problem in problems
+        )
+    else:
+        words = str(detail or answer.get("errors") or kind or f"status {status}")
+    words = words[:WORDS_CHARS]
+    if kind == "OutOfMemoryError" or "CUDA out of memory" in words:
+        return BackendOutOfMemoryError(
+            "The GPU's memory does not suffice for this request.",
+            hint="Ask for a smaller size or batch_size.",
+        )
+    if status < 500 or kind == "HTTPException":
+        return InvalidInputError(f"A1111 refused the request: {words}.")
+    return BackendFailedError(f"A1111 failed: {f'{kind}: ' if kind else ''}{words}.")

@@ -1,0 +1,76 @@
+"""Input images: from what a caller sent to base64 that A1111 is sure to read.
+
+A1111 answers 500 to what it cannot decode and fetches http URLs by itself
+(recorded: img2img_garbage_b64, img2img_init_url_loopback); neither must reach it.
+"""
+
+import base64
+import binascii
+import io
+from typing import Any
+
+from PIL import Image
+
+from schemas.errors import InvalidInputError
+from schemas.job import Generation, Img2Img
+
+# Sizes are judged by `max_pixels` before any pixel is decoded, so Pillow's own warning is not needed.
+Image.MAX_IMAGE_PIXELS = None
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+def checked(job: Generation, max_pixels: int) -> dict[str, Any]:
+    """Return the image fields of `job` as plain base64.
+
+    Raises:
+        InvalidInputError: a string that is no image, a broken one, or one of more pixels than
+            `max_pixels` (width x height).
+    """
+    clean: dict[str, Any] = {}
+    if isinstance(job, Img2Img):
+        clean["init_images"] = [
+            image(text, f"init_images[{index}]", max_pixels)
+            for index, text in enumerate(job.init_images)
+        ]
+    for field in ("mask", "latent_mask", "firstpass_image"):
+        text = getattr(job, field, None)
+        if text:
+            clean[field] = image(text, field, max_pixels)
+    return clean
+
+
+def image(text: str, field: str, max_pixels: int) -> str:
+    """Return the base64 of one image given as base64, with or without line ends, or a data URI."""
+    if text[:8].lower().startswith(("http://", "https://")):
+        raise InvalidInputError(
+            f"`{field}` is a URL; only image data is taken.",
+            hint="Send the picture itself, as base64.",
+            field=field,
+        )
+    if text[:5].lower() == "data:":
+        text = text.partition(",")[2]
+    try:
+        data = base64.b64decode("".join(text.split()) + "===", validate=False)
+    except (binascii.Error, ValueError):
+        data = b""
+    _require_picture(data, field, max_pixels)
+    return base64.b64encode(data).decode()
+
+
+def _require_picture(data: bytes, field: str, max_pixels: int) -> None:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height <= max_pixels:
+                picture.load()
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InvalidInputError(
+            f"`{field}` is not an image that can be read.",
+            hint="Send a PNG, JPEG or WebP as base64.",
+            field=field,
+        ) from error
+    if width * height > max_pixels:
+        raise InvalidInputError(
+            f"`{field}` has {width} x {height} pixels; the limit is {max_pixels}.", field=field
+        )

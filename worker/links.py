@@ -1,0 +1,89 @@
+"""The folder that A1111 is shown: one link per model file, under a name that a tag can carry.
+
+    <links>/Stable-diffusion/deliberate_v6.safetensors -> /runpod-volume/models/checkpoints/…
+    <links>/Lora/  VAE/  embeddings/  ControlNet/  ESRGAN/  hypernetworks/
+
+A1111 scans this local folder instead of the network volume; a name means one file whatever roots and
+sub-folders it came from; and characters that its tag syntax cannot carry are replaced in the link's
+name. A1111 follows links. Source: A1111 1.10.1, modules/shared.py, walk_files (os.walk, followlinks).
+"""
+
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Lock
+
+from model_cache.cache import CachedModel
+from schemas.model_ref import SUFFIX, Kind
+from worker.prompt import carriable
+
+FOLDERS = {
+    Kind.CHECKPOINT: "Stable-diffusion",
+    Kind.LORA: "Lora",
+    Kind.VAE: "VAE",
+    Kind.EMBEDDING: "embeddings",
+    Kind.CONTROLNET: "ControlNet",
+    Kind.UPSCALER: "ESRGAN",
+    Kind.HYPERNETWORK: "hypernetworks",
+}
+
+
+class LinkFolder:
+    """Keeps the links; the only writer of its folder. Safe to use from several threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock = Lock()
+        self._names: dict[Kind, dict[Path, str]] = {kind: {} for kind in Kind}
+        for kind in Kind:
+            folder = root / FOLDERS[kind]
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in folder.iterdir():  # of an earlier start: names may mean other files now
+                if stale.is_symlink():
+                    stale.unlink()
+
+    def show(self, model: CachedModel) -> tuple[str, bool]:
+        """Link `model`; return its name for A1111, without suffix, and whether the link is new."""
+        with self._lock:
+            names = self._names[model.kind]
+            known = names.get(model.path)
+            if known is not None:
+                return known, False
+            name = self._free_name(model)
+            self._link(model.path, self._path(model.kind, name))
+            names[model.path] = name
+            return name, True
+
+    def show_only(self, kind: Kind, models: Iterable[CachedModel]) -> bool:
+        """Make the links of `kind` be those of `models`; return whether anything changed."""
+        wanted = {model.path: model for model in models}
+        with self._lock:
+            gone = [path for path in self._names[kind] if path not in wanted]
+            for path in gone:
+                self._path(kind, self._names[kind].pop(path)).unlink(missing_ok=True)
+        added = [self.show(model)[1] for model in wanted.values()]
+        return bool(gone) or any(added)
+
+    def path_of(self, kind: Kind, name: str) -> Path | None:
+        """Return the model file behind a link's name, None if there is no such link."""
+        with self._lock:
+            return next((path for path, link in self._names[kind].items() if link == name), None)
+
+    def _free_name(self, model: CachedModel) -> str:
+        taken = set(self._names[model.kind].values())
+        name = plain = carriable(model.name.replace("/", "_"))
+        number = 2
+        while name in taken:
+            name = f"{plain}-{number}"
+            number += 1
+        return name
+
+    def _path(self, kind: Kind, name: str) -> Path:
+        return self.root / FOLDERS[kind] / f"{name}{SUFFIX}"
+
+    @staticmethod
+    def _link(target: Path, link: Path) -> None:
+        # By rename, so that A1111 never lists a moment without it.
+        fresh = link.with_name(f".{uuid.uuid4().hex}")
+        fresh.symlink_to(target)
+        fresh.replace(link)

@@ -1,0 +1,205 @@
+"""The models of one job: fetched together, and judged to fit each other.
+
+Knows the roles that a request gives to models, not where their files come from.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+
+from model_cache.cache import CachedModel, Ensured, ModelCache, Progress
+from schemas.errors import (
+    InvalidInputError,
+    JobCancelledError,
+    ModelIncompatibleError,
+    ModelNotFoundError,
+)
+from schemas.job import Generation, Txt2Img
+from schemas.model_ref import Kind, ModelRef, parse_ref
+from worker import overrides
+from worker.progress import Report
+
+PARALLEL = 4
+REPORT_S = 1.0
+BUILT_IN_VAES = frozenset({"Automatic", "None"})
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one model is in a job: the field that names it, and the reference there."""
+
+    field: str
+    ref: ModelRef
+
+
+def names_checkpoint(job: Generation) -> bool:
+    """Return whether `job` says which checkpoint it wants."""
+    return job.checkpoint is not None or job.override_settings.get(overrides.CHECKPOINT) is not None
+
+
+def roles(job: Generation, default: ModelRef | None) -> list[Role]:
+    """Return every model of `job`; `default` is its checkpoint if it names none.
+
+    `sd_model_checkpoint` and `sd_vae` in `override_settings` mean `checkpoint` and `vae`; named in
+    both places, they are both here, and `require_agreement` compares what they turn out to be.
+    """
+    named = job.override_settings
+    found: list[Role] = []
+    checkpoint = job.checkpoint or default
+    if checkpoint is not None:
+        found.append(Role("checkpoint", checkpoint))
+    override = named.get(overrides.CHECKPOINT)
+    if override is not None:
+        field = f"override_settings.{overrides.CHECKPOINT}"
+        found.append(Role(field, parse_ref(override, Kind.CHECKPOINT, field)))
+    vae = named.get(overrides.VAE)
+    if vae is not None and vae not in BUILT_IN_VAES:
+        field = f"override_settings.{overrides.VAE}"
+        found.append(Role(field, parse_ref(vae, Kind.VAE, field)))
+    if isinstance(job.vae, ModelRef):
+        found.append(Role("vae", job.vae))
+    if job.refiner_checkpoint is not None:
+        found.append(Role("refiner_checkpoint", job.refiner_checkpoint))
+    if isinstance(job, Txt2Img) and isinstance(job.hr_checkpoint_name, ModelRef):
+        found.append(Role("hr_checkpoint_name", job.hr_checkpoint_name))
+    found += [Role(f"loras[{index}]", ref) for index, ref in enumerate(job.loras)]
+    found += [Role(f"embeddings[{index}]", ref) for index, ref in enumerate(job.embeddings)]
+    return found
+
+
+def ensure_all(
+    cache: ModelCache,
+    wanted: Sequence[Role],
+    *,
+    tokens: Mapping[str, str],
+    cancelled: Event,
+    report: Report,
+) -> dict[str, Ensured]:
+    """Make every model present, several at a time; the first failure stops the others.
+
+    Raises:
+        JobCancelledError: `cancelled` was set.
+        WorkerError: what ModelCache.ensure raised for the first model in order that failed.
+    """
+    stop = Event()
+    downloads = _Downloads(report)
+    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="fetch") as pool:
+        futures = {
+            pool.submit(
+                cache.ensure,
+                role.ref,
+                cancelled=stop,
+                tokens=tokens,
+                progress=partial(downloads.note, role.field),
+            ): role
+            for role in wanted
+        }
+        waiting: set[Future[Ensured]] = set(futures)
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+                if cancelled.is_set() or any(future.exception() for future in done):
+                    break
+                downloads.tell()
+        finally:
+            if waiting:
+                stop.set()
+    if cancelled.is_set():
+        raise JobCancelledError("The job was cancelled while its models were fetched.")
+    for future in futures:
+        error = future.exception()
+        if error is not None and not isinstance(error, JobCancelledError):
+            raise error
+    return {role.field: future.result() for future, role in futures.items()}
+
+
+class _Downloads:
+    """The bytes of all downloads of a job, told as one figure and at most once a second."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._seen: dict[str, Progress] = {}
+        self._told = time.monotonic()
+
+    def note(self, field: str, progress: Progress) -> None:
+        self._seen[field] = progress
+
+    def tell(self) -> None:
+        now = time.monotonic()
+        if not self._seen or now - self._told < REPORT_S:
+            return
+        self._told = now
+        seen = list(self._seen.values())
+        done = sum(progress.done_bytes for progress in seen)
+        sizes = [progress.total_bytes for progress in seen]
+        total = sum(size or 0 for size in sizes) if all(sizes) else None
+        self._report(
+            {
+                "stage": "downloading",
+                "percent": round(100 * done / total) if total else 0,
+                "done_bytes": done,
+                "total_bytes": total,
+            }
+        )
+
+
+def require_agreement(found: Mapping[str, Ensured]) -> None:
+    """Raise InvalidInputError if a field and its twin in `override_settings` mean two files."""
+    for field, option in (("checkpoint", overrides.CHECKPOINT), ("vae", overrides.VAE)):
+        twin = f"override_settings.{option}"
+        if field in found and twin in found and found[field].model.path != found[twin].model.path:
+            raise InvalidInputError(
+                f"`{field}` is `{found[field].model.name}` and `{twin}` is"
+                f" `{found[twin].model.name}`.",
+                hint="Name the model once.",
+                field=twin,
+            )
+
+
+def default_checkpoint(cache: ModelCache, configured: str) -> ModelRef:
+    """Return what a request without a checkpoint means: never what the last job left loaded.
+
+    Raises:
+        ModelNotFoundError: there is no checkpoint at all.
+        InvalidInputError: there are several and none is configured.
+    """
+    if configured:
+        return parse_ref(configured, Kind.CHECKPOINT, "A1111_WEBUI_CHECKPOINT")
+    names = [model.name for model in cache.models(Kind.CHECKPOINT)]
+    if len(names) == 1:
+        return ModelRef(kind=Kind.CHECKPOINT, name=names[0])
+    if not names:
+        raise ModelNotFoundError(
+            "There is no checkpoint on the volume, and the request names none.",
+            hint='Name one to fetch: {"checkpoint": {"name": "…", "url": "https://…"}}.',
+        )
+    raise InvalidInputError(
+        f"The request names no checkpoint, and the volume holds {len(names)}.",
+        hint=f"Name one of: {', '.join(names[:20])}; or set A1111_WEBUI_CHECKPOINT.",
+        field="checkpoint",
+    )
+
+
+def family(base: str) -> str | None:
+    """Return the architecture that models must share to work together, None if it is not known."""
+    plain = base.partition("-")[0]
+    return None if plain in {"", "unknown"} else plain
+
+
+def require_fit(checkpoint: CachedModel, other: CachedModel, field: str) -> None:
+    """Raise ModelIncompatibleError if `other` was made for another architecture.
+
+    A1111 answers 200 with the picture unchanged, and lists the misfit as if it worked
+    (recorded: lora_sdxl_mismatch), so it is judged before, from the headers.
+    """
+    have, need = family(other.base), family(checkpoint.base)
+    if have and need and have != need:
+        raise ModelIncompatibleError(
+            f"The {other.kind} `{other.name}` is made for {have}, the checkpoint"
+            f" `{checkpoint.name}` is {need}.",
+            hint=f"Use a {need} {other.kind}, or a {have} checkpoint.",
+            field=field,
+        )

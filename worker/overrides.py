@@ -1,0 +1,143 @@
+"""Which of A1111's options one request may set, and how none of them outlives its job. Pure.
+
+A1111 restores an override only if the option is already in its config.json; on a fresh config an
+override stays for all later jobs, whatever `override_settings_restore_afterwards` says.
+Source: recorded from A1111 1.10.1: seq_override_restore_leak, override_vae_then_plain.
+So every request carries, besides its own, the original value of each option that an earlier one set.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from schemas.errors import InvalidInputError
+from schemas.job import shown
+
+CHECKPOINT = "sd_model_checkpoint"
+VAE = "sd_vae"
+
+# What changes the picture and nothing else: no path, no URL, nothing that saves or keeps a model.
+ALLOWED = frozenset(
+    {
+        "CLIP_stop_at_last_layers",
+        "DAT_tile",
+        "DAT_tile_overlap",
+        "ESRGAN_tile",
+        "ESRGAN_tile_overlap",
+        "always_discard_next_to_last_sigma",
+        "auto_vae_precision",
+        "auto_vae_precision_bfloat16",
+        "batch_cond_uncond",
+        "beta_dist_alpha",
+        "beta_dist_beta",
+        "code_former_weight",
+        "comma_padding_backtrack",
+        "ddim_discretize",
+        "emphasis",
+        "enable_batch_seeds",
+        "eta_ancestral",
+        "eta_ddim",
+        "eta_noise_seed_delta",
+        "extra_networks_default_multiplier",
+        "face_restoration",
+        "face_restoration_model",
+        "hires_fix_refiner_pass",
+        "hires_fix_use_firstpass_conds",
+        "img2img_background_color",
+        "img2img_color_correction",
+        "img2img_extra_noise",
+        "img2img_fix_steps",
+        "initial_noise_multiplier",
+        "inpainting_mask_weight",
+        "no_dpmpp_sde_batch_determinism",
+        "overlay_inpaint",
+        "pad_cond_uncond",
+        "pad_cond_uncond_v0",
+        "randn_source",
+        "refiner_switch_by_sample_steps",
+        "return_grid",
+        "return_mask",
+        "return_mask_composite",
+        "rho",
+        "s_churn",
+        "s_min_uncond",
+        "s_min_uncond_all",
+        "s_noise",
+        "s_tmax",
+        "s_tmin",
+        "sd_noise_schedule",
+        "sd_vae_decode_method",
+        "sd_vae_encode_method",
+        "sdxl_clip_l_skip",
+        "sdxl_crop_left",
+        "sdxl_crop_top",
+        "sdxl_refiner_high_aesthetic_score",
+        "sdxl_refiner_low_aesthetic_score",
+        "sgm_noise_multiplier",
+        "sigma_max",
+        "sigma_min",
+        "skip_early_cond",
+        "tiling",
+        "token_merging_ratio",
+        "token_merging_ratio_hr",
+        "token_merging_ratio_img2img",
+        "uni_pc_lower_order_final",
+        "uni_pc_order",
+        "uni_pc_skip_type",
+        "uni_pc_variant",
+        "upscaler_for_img2img",
+        "use_downcasted_alpha_bar",
+        "use_old_emphasis_implementation",
+        "use_old_hires_fix_width_height",
+        "use_old_karras_scheduler_sigmas",
+        "use_old_scheduling",
+    }
+)
+
+
+def checked(asked: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the caller's overrides but for checkpoint and VAE, which are resolved elsewhere.
+
+    Args:
+        asked: `override_settings` of the request.
+        original: every option of the running A1111 and its value before any job.
+
+    Raises:
+        InvalidInputError: an option that may not be set, or a value of another type than the
+            option's: A1111 would keep it and fail at every later job
+            (recorded: options_wrong_type, txt2img_after_wrong_type_option).
+    """
+    taken: dict[str, Any] = {}
+    for key, value in asked.items():
+        if key in {CHECKPOINT, VAE}:
+            continue
+        field = f"override_settings.{key[:80]}"
+        if key not in ALLOWED or key not in original:
+            raise InvalidInputError(f"The option {shown(key)} may not be overridden.", field=field)
+        if not _same_type(value, original[key]):
+            raise InvalidInputError(
+                f"The option `{key}` takes {_type_name(original[key])}, not {shown(value)}.",
+                field=field,
+            )
+        taken[key] = value
+    return taken
+
+
+def _same_type(value: object, example: object) -> bool:
+    if example is None:
+        return value is None or isinstance(value, str)
+    if isinstance(example, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(example, bool)
+    if isinstance(example, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(example))
+
+
+def _type_name(example: object) -> str:
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    return names.get(type(example), "a string or null")
+
+
+def changed(now: Mapping[str, Any], original: Mapping[str, Any]) -> set[str]:
+    """Return the options whose value differs from the original; checkpoint and VAE aside."""
+    ignored = {CHECKPOINT, VAE, "sd_checkpoint_hash"}
+    return {key for key in original if key not in ignored and now.get(key) != original[key]}

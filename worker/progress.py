@@ -1,0 +1,87 @@
+"""One request to A1111, watched from beside: progress is forwarded, a cancel interrupts it."""
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import Any
+
+from schemas.errors import BackendError, JobCancelledError
+from worker.client import WebuiClient
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, Any]], None]
+
+LOOK_S = 0.1
+POLL_S = 1.0
+
+
+def post_watched(
+    client: WebuiClient,
+    route: str,
+    body: dict[str, Any],
+    *,
+    timeout_s: float,
+    cancelled: Event,
+    report: Report,
+) -> Any:
+    """Send `body` to `route`, wait for the answer and return it.
+
+    Meanwhile A1111's progress is asked at most once a second and passed to `report` as
+    `{"stage": "sampling", "percent", "eta_s", "step", "steps"}`. When `cancelled` is set, A1111 is
+    interrupted until it answers: an interrupted job ends with status 200 and a half-made picture
+    (recorded: txt2img_interrupted), which is thrown away.
+
+    Raises:
+        JobCancelledError: `cancelled` was set before the answer came.
+        WorkerError: see WebuiClient.post.
+    """
+    done = Event()
+    watcher = Thread(
+        target=_watch, args=(client, done, cancelled, report), name="progress", daemon=True
+    )
+    watcher.start()
+    try:
+        answer = client.post(route, body, timeout_s=timeout_s)
+    finally:
+        done.set()
+        watcher.join()
+    if cancelled.is_set():
+        raise JobCancelledError("The job was cancelled while it was being generated.")
+    return answer
+
+
+def _watch(client: WebuiClient, done: Event, cancelled: Event, report: Report) -> None:
+    next_poll = time.monotonic() + POLL_S
+    while not done.wait(LOOK_S):
+        now = time.monotonic()
+        if not cancelled.is_set() and now < next_poll:
+            continue
+        try:
+            if cancelled.is_set():
+                # Again and again: an interrupt that comes before the first step is forgotten.
+                client.post("interrupt", timeout_s=2)
+                done.wait(0.5)
+            else:
+                next_poll = now + POLL_S
+                _poll(client, report)
+        except BackendError as error:
+            # The request itself tells what became of A1111; a lost poll is not worth more.
+            log.debug(f"progress: {error}")
+
+
+def _poll(client: WebuiClient, report: Report) -> None:
+    answer = client.get("progress?skip_current_image=true", timeout_s=2)
+    state = answer.get("state") or {}
+    if not state.get("job"):
+        return  # loading a checkpoint looks exactly like idle
+    report(
+        {
+            "stage": "sampling",
+            "percent": round(100 * min(1.0, max(0.0, float(answer.get("progress") or 0)))),
+            "eta_s": round(float(answer.get("eta_relative") or 0), 1),
+            "step": state.get("sampling_step"),
+            "steps": state.get("sampling_steps"),
+        }
+    )

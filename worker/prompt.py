@@ -1,0 +1,95 @@
+"""A1111's extra-network tags, `<lora:name:0.8>`: read, checked and written. Pure.
+
+Source: A1111 1.10.1, modules/extra_networks.py (`re_extra_net`, ExtraNetworkParams) and
+extensions-builtin/Lora/extra_networks_lora.py (`activate`).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from schemas.errors import InvalidInputError
+from schemas.job import shown
+
+_TAG = re.compile(r"<(\w+):([^>]+)>")
+# A1111 strips these before it looks for tags, while `enable_prompt_comments` is on (the default).
+# Source: A1111 1.10.1, modules/processing_scripts/comments.py.
+_COMMENT = re.compile(r"#[^\n]*")
+LORA_TYPES = frozenset({"lora", "lyco"})  # `<lyco:…>` is an alias: recorded, lora_lyco
+KNOWN_TYPES = LORA_TYPES | {"hypernet"}
+# What a name in a tag cannot hold: the syntax's own characters, what starts a comment, and what
+# `prompt matrix` and the list of LoRA hashes split at.
+UNCARRIABLE = re.compile(r"[:=<>#|,\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Tag:
+    """One tag: `<type:items[0]:items[1]:…>`."""
+
+    type: str
+    items: tuple[str, ...]
+    text: str
+
+
+def tags(prompt: str) -> list[Tag]:
+    """Return the tags that A1111 would act upon, in order; those in a comment are not seen."""
+    return [
+        Tag(match[1], tuple(match[2].split(":")), match[0])
+        for match in _TAG.finditer(_COMMENT.sub("", prompt))
+    ]
+
+
+def carriable(name: str) -> str:
+    """Return `name` with what a tag cannot carry replaced, so that `<lora:…:1>` finds the file."""
+    return UNCARRIABLE.sub("_", name).strip() or "_"
+
+
+def lora_tag(name: str, scale: float) -> str:
+    """Return the tag that applies the LoRA `name` with `scale`."""
+    return f"<lora:{name}:{scale:g}>"
+
+
+def split_name(tag: Tag, known: Callable[[str], bool]) -> tuple[str, tuple[str, ...]]:
+    """Return a LoRA tag's name and its weights, the name being the longest that is `known`.
+
+    A colon in a name splits it in A1111; here the whole name is tried first, so that a tag written
+    by hand for such a file works. An unknown name comes back as A1111 would read it.
+
+    Raises:
+        InvalidInputError: a weight is no number. A1111 would drop every LoRA of the prompt in
+            silence (recorded: lora_bad_weight, lora_comma_weight).
+    """
+    for end in range(len(tag.items), 0, -1):
+        name = ":".join(tag.items[:end])
+        if known(name) and all(_is_weight(item) for item in tag.items[end:]):
+            return name, tag.items[end:]
+    weights = tag.items[1:]
+    wrong = next((item for item in weights if not _is_weight(item)), None)
+    if wrong is not None:
+        raise InvalidInputError(
+            f"The weight {shown(wrong)} in the tag {shown(tag.text)} is not a number.",
+            hint="Write <lora:name:0.8>.",
+            field="prompt",
+        )
+    return tag.items[0], weights
+
+
+def _is_weight(item: str) -> bool:
+    key, equals, value = item.partition("=")
+    if equals and key not in {"te", "unet", "dyn"}:
+        return False
+    try:
+        float(value if equals else item)
+    except ValueError:
+        return False
+    return True
+
+
+def renamed(prompt: str, tag: Tag, name: str, weights: tuple[str, ...]) -> str:
+    """Return `prompt` with the name in `tag` replaced."""
+    return prompt.replace(tag.text, f"<{':'.join((tag.type, name, *weights))}>")
+
+
+def with_tags(prompt: str, new: list[str]) -> str:
+    """Return `prompt` with tags put before it, each followed by a space."""
+    return " ".join([*new, prompt]) if new else prompt

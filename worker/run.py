@@ -1,0 +1,283 @@
+"""The path of a job: parse, fetch, ask A1111, check, return. One picture at a time."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Event, Lock
+from typing import Any
+
+from model_cache.cache import CachedModel, Ensured, ModelCache
+from schemas.errors import BackendError, JobCancelledError
+from schemas.job import Generation, parse
+from schemas.model_ref import SUFFIX, Kind, ModelRef
+from schemas.result import Backend, ModelUsed, Result, Timings
+from schemas.settings import Settings
+from worker import check, images, models, output, overrides, payload
+from worker.catalog import Catalog
+from worker.client import WebuiClient
+from worker.links import LinkFolder
+from worker.progress import Report, post_watched
+from worker.tagging import Tagged, lora_by_name, tagged
+
+log = logging.getLogger(__name__)
+
+# What A1111 must be told after a new link; a LoRA or an embedding it finds by itself
+# (recorded: ckpt_dropped_before_refresh, lora_dropped_before_refresh).
+REFRESH = {Kind.CHECKPOINT: "refresh-checkpoints", Kind.VAE: "refresh-vae"}
+REFRESH_TIMEOUT_S = 60.0
+WAIT_S = 0.2
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A job with everything that A1111 needs to be told."""
+
+    job: Generation
+    chosen: payload.Chosen
+    changes: dict[str, Any]
+    found: Mapping[str, Ensured]
+    names: Mapping[str, str]
+    tagged: Tagged
+    warnings: list[str]
+
+
+class Runner:
+    """Runs jobs against one A1111; its lock guards the GPU part alone."""
+
+    def __init__(
+        self, cache: ModelCache, client: WebuiClient, settings: Settings, backend: Backend
+    ) -> None:
+        self._cache = cache
+        self._client = client
+        self._settings = settings
+        self._backend = backend
+        self._links = LinkFolder(settings.webui.links)
+        self._catalog = Catalog(client)
+        self._gpu = Lock()
+        self._stale: set[Kind] = set()
+        self._original: dict[str, Any] = {}
+        self._touched: set[str] = set()
+
+    def show_models(self) -> None:
+        """Link every model of every root, so that A1111's lists show them; before it starts, ideally."""
+        for kind in Kind:
+            if self._links.show_only(kind, self._cache.models(kind)) and kind in REFRESH:
+                self._stale.add(kind)
+
+    def run(self, job: dict[str, Any], cancelled: Event, report: Report) -> Result:
+        """Return the result of one RunPod job.
+
+        Blocks; call it in a thread. `report` gets progress as JSON objects, from any thread.
+
+        Raises:
+            WorkerError: whatever the caller should be told.
+        """
+        clock = _Clock()
+        request = parse(job.get("input"), self._settings.job)
+        prepared = self._prepare(request.job, list(request.warnings), cancelled, report)
+        clock.lap("download_s")
+        while not self._gpu.acquire(timeout=WAIT_S):
+            _stop_if(cancelled)
+        try:
+            _stop_if(cancelled)
+            clock.lap("webui_wait_s")
+            answer = self._generate(prepared, cancelled, report)
+        finally:
+            self._gpu.release()
+        info = self._checked(answer, prepared)
+        clock.lap("generate_s")
+        result = self._result(answer, info, prepared, clock)
+        output.require_fitting(dict(result), str(job.get("id", "")), self._settings.output)
+        return result
+
+    def _prepare(
+        self, job: Generation, warnings: list[str], cancelled: Event, report: Report
+    ) -> _Prepared:
+        changes = images.checked(job, self._settings.job.max_input_pixels)
+        changes |= self._catalog.checked(job)
+        overrides.checked(job.override_settings, self._originals())
+        found = self._found(job, cancelled, report)
+        names = {field: self._show(ensured.model) for field, ensured in found.items()}
+        tags = tagged(
+            job,
+            {ref: found[f"loras[{index}]"].model for index, ref in enumerate(job.loras)},
+            lambda name: lora_by_name(self._cache, self._named_lora, name),
+            self._show,
+        )
+        for name in tags.hypernetworks:
+            self._catalog.require_hypernetwork(name)
+        checkpoint = _checkpoint(found)
+        for name, lora in tags.loras.items():
+            models.require_fit(checkpoint, self._cache.inspected(lora), f"<lora:{name}>")
+        for field, ensured in found.items():
+            if ensured.model.kind is Kind.EMBEDDING:
+                models.require_fit(checkpoint, ensured.model, field)
+                if names[field].lower() not in f"{job.prompt} {job.negative_prompt}".lower():
+                    warnings.append(f"The prompt does not mention the embedding `{names[field]}`.")
+        for ensured in found.values():
+            warnings += ensured.warnings
+        if not job.override_settings_restore_afterwards:
+            warnings.append(
+                "Options never outlive their job; `override_settings_restore_afterwards`"
+                " has no effect."
+            )
+        return _Prepared(
+            job=job,
+            chosen=_chosen(job, found, names),
+            changes=changes | tags.fields,
+            found=found,
+            names=names,
+            tagged=tags,
+            warnings=warnings + tags.warnings,
+        )
+
+    def _found(self, job: Generation, cancelled: Event, report: Report) -> dict[str, Ensured]:
+        default = None if models.names_checkpoint(job) else self._default()
+        found = models.ensure_all(
+            self._cache,
+            models.roles(job, default),
+            tokens={host: secret.get_secret_value() for host, secret in job.tokens.items()},
+            cancelled=cancelled,
+            report=report,
+        )
+        models.require_agreement(found)
+        return found
+
+    def _default(self) -> ModelRef:
+        return models.default_checkpoint(self._cache, self._settings.webui.checkpoint)
+
+    def _named_lora(self, name: str) -> CachedModel:
+        ref = ModelRef(kind=Kind.LORA, name=name)
+        return self._cache.ensure(ref, cancelled=Event()).model
+
+    def _show(self, model: CachedModel) -> str:
+        name, new = self._links.show(model)
+        if new and model.kind in REFRESH:
+            self._stale.add(model.kind)
+        return name
+
+    def _originals(self) -> dict[str, Any]:
+        if not self._original:
+            self._original = self._client.get("options")
+        return self._original
+
+    def _generate(self, prepared: _Prepared, cancelled: Event, report: Report) -> Any:
+        for kind in list(self._stale):
+            self._client.post(REFRESH[kind], timeout_s=REFRESH_TIMEOUT_S)
+            self._stale.discard(kind)
+        original = self._originals()
+        asked = overrides.checked(prepared.job.override_settings, original)
+        options = {key: original[key] for key in sorted(self._touched)} | asked
+        body = payload.body(prepared.job, prepared.chosen, prepared.changes, options)
+        self._touched |= asked.keys()
+        try:
+            return post_watched(
+                self._client,
+                payload.route(prepared.job),
+                body,
+                timeout_s=self._settings.webui.job_timeout_s,
+                cancelled=cancelled,
+                report=report,
+            )
+        finally:
+            if prepared.job.infotext is not None:
+                self._note_options_of_infotext()
+
+    def _note_options_of_infotext(self) -> None:
+        """Find the options that an infotext set: it may name any, as "Clip skip: 2" does."""
+        try:
+            self._touched |= overrides.changed(self._client.get("options"), self._originals())
+        except BackendError as error:
+            log.warning(f"A1111's options could not be read after a job: {error}")
+
+    def _checked(self, answer: Any, prepared: _Prepared) -> dict[str, Any]:
+        info = check.info_of(answer)
+        checkpoint = _checkpoint(prepared.found)
+        check.require_checkpoint(info, prepared.chosen.checkpoint, checkpoint.sha256)
+        check.require_vae(info, prepared.chosen.vae)
+        if prepared.chosen.refiner is not None:
+            check.require_refiner(info, prepared.chosen.refiner)
+        if self._original.get("lora_add_hashes_to_infotext", True):
+            check.require_loras(info, prepared.tagged.loras)
+        return info
+
+    def _result(
+        self, answer: Any, info: dict[str, Any], prepared: _Prepared, clock: "_Clock"
+    ) -> Result:
+        cached = self._cache.info()
+        return Result(
+            images=answer["images"],
+            parameters=answer["parameters"],
+            info=answer["info"],
+            seed=info["seed"],
+            seeds=info["all_seeds"],
+            cache_info={
+                "checkpoints_cached": cached.checkpoints_cached,
+                "loras_cached": cached.loras_cached,
+                "total_cache_size_mb": cached.total_cache_size_mb,
+            },
+            models=[
+                ModelUsed(
+                    kind=ensured.model.kind.value,
+                    name=prepared.names[field],
+                    sha256=ensured.model.sha256,
+                    cached=ensured.cached,
+                    download_s=round(ensured.download_s, 3),
+                )
+                for field, ensured in prepared.found.items()
+            ],
+            warnings=prepared.warnings,
+            timings=clock.timings(),
+            backend=self._backend,
+        )
+
+
+class _Clock:
+    """Cuts the job's time into consecutive slices."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._slices: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self._slices[name] = round(now - self._last, 3)
+        self._last = now
+
+    def timings(self) -> Timings:
+        self.lap("deliver_s")
+        return Timings(
+            download_s=self._slices["download_s"],
+            webui_wait_s=self._slices["webui_wait_s"],
+            generate_s=self._slices["generate_s"],
+            deliver_s=self._slices["deliver_s"],
+            total_s=round(sum(self._slices.values()), 3),
+        )
+
+
+def _checkpoint(found: Mapping[str, Ensured]) -> CachedModel:
+    ensured = found.get("checkpoint") or found[f"override_settings.{overrides.CHECKPOINT}"]
+    return ensured.model
+
+
+def _chosen(
+    job: Generation, found: Mapping[str, Ensured], names: Mapping[str, str]
+) -> payload.Chosen:
+    vae_option = f"override_settings.{overrides.VAE}"
+    if "vae" in found or vae_option in found:
+        vae = names.get("vae", names.get(vae_option, "")) + SUFFIX
+    else:
+        vae = str(job.vae or job.override_settings.get(overrides.VAE) or "Automatic")
+    checkpoint = names.get("checkpoint") or names[f"override_settings.{overrides.CHECKPOINT}"]
+    return payload.Chosen(
+        checkpoint=checkpoint,
+        vae=vae,
+        refiner=names.get("refiner_checkpoint"),
+        hires=names.get("hr_checkpoint_name"),
+    )
+
+
+def _stop_if(cancelled: Event) -> None:
+    if cancelled.is_set():
+        raise JobCancelledError("The job was cancelled before it was generated.")

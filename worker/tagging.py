@@ -1,0 +1,152 @@
+"""The prompts of a job with a tag for each LoRA, every tag naming a file that is there.
+
+A1111 drops a tag whose LoRA is missing or ambiguous in silence
+(recorded: lora_missing, lora_dup_alias), so each is resolved to one file before.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from model_cache.cache import CachedModel, ModelCache
+from schemas.errors import (
+    InvalidInputError,
+    ModelCorruptError,
+    ModelIncompatibleError,
+    ModelNotFoundError,
+    ModelUnsafeError,
+)
+from schemas.job import Generation, Txt2Img, shown
+from schemas.model_ref import Kind, LoraRef, parse_ref
+from worker import prompt as syntax
+
+Ensure = Callable[[str], CachedModel]
+Show = Callable[[CachedModel], str]
+
+
+@dataclass
+class Tagged:
+    """What the prompts became."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    """Prompt fields to send."""
+    loras: dict[str, CachedModel] = field(default_factory=dict)
+    """Every LoRA in them by the name in its tag."""
+    hypernetworks: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def tagged(
+    job: Generation,
+    listed: Mapping[LoraRef, CachedModel],
+    ensure: Ensure,
+    show: Show,
+) -> Tagged:
+    """Return the prompts of `job` with a tag before them for each of its `loras`.
+
+    A tag that the caller wrote for the same file wins over the list. The hires pass reads its own
+    prompt, when there is one, and drops LoRAs that it does not name, so that gets the tags too.
+    Source: A1111 1.10.1, modules/processing.py, sample_hr_pass.
+
+    Args:
+        job: the request.
+        listed: the models of its `loras`.
+        ensure: the model of a name in a tag; raises ModelNotFoundError.
+        show: the name under which A1111 lists a model.
+
+    Raises:
+        InvalidInputError: a tag that A1111 would drop.
+        ModelNotFoundError: a tag names no file.
+    """
+    out = Tagged()
+    own = {ref.name: model for ref, model in listed.items() if ref.name is not None}
+    own |= {show(model): model for model in listed.values()}
+
+    def resolve(name: str) -> CachedModel:
+        return own[name] if name in own else ensure(name)
+
+    prompts = {"prompt": job.prompt}
+    if isinstance(job, Txt2Img) and job.hr_prompt:
+        prompts["hr_prompt"] = job.hr_prompt
+    for at, text in prompts.items():
+        if job.disable_extra_networks:
+            continue
+        cleaned, present = _resolved(text, at, resolve, show, out)
+        missing = {
+            show(model): ref.scale for ref, model in listed.items() if show(model) not in present
+        }
+        new = [syntax.lora_tag(name, scale) for name, scale in missing.items()]
+        out.loras |= {show(model): model for model in listed.values()}
+        done = syntax.with_tags(cleaned, new)
+        if done != text:
+            out.fields[at] = done
+    if any(tag.type in syntax.KNOWN_TYPES for tag in syntax.tags(job.negative_prompt)):
+        out.warnings.append("A1111 does not act on tags in `negative_prompt`.")
+    return out
+
+
+def _resolved(text: str, at: str, resolve: Ensure, show: Show, out: Tagged) -> tuple[str, set[str]]:
+    """Return `text` with its own LoRA tags made good, and the names in them."""
+    present: set[str] = set()
+    for tag in syntax.tags(text):
+        if tag.type == "hypernet":
+            out.hypernetworks.append(tag.items[0])
+        elif tag.type.lower() in syntax.KNOWN_TYPES and tag.type not in syntax.KNOWN_TYPES:
+            raise InvalidInputError(
+                f"A1111 does not act on the tag {shown(tag.text)}.",
+                hint=f"Write it in lower case: <{tag.type.lower()}:…>.",
+                field=at,
+            )
+        elif tag.type not in syntax.LORA_TYPES:
+            out.warnings.append(f"A1111 knows no tag of the kind {shown(tag.text)}.")
+        else:
+            name, weights = syntax.split_name(tag, lambda name: _is_known(name, resolve))
+            model = resolve(name)
+            listed = show(model)
+            if listed != name:
+                text = syntax.renamed(text, tag, listed, weights)
+            present.add(listed)
+            out.loras[listed] = model
+    return text, present
+
+
+def _is_known(name: str, resolve: Ensure) -> bool:
+    try:
+        resolve(name)
+    except (ModelNotFoundError, InvalidInputError):
+        return False
+    return True
+
+
+def lora_by_name(cache: ModelCache, ensure: Callable[[str], CachedModel], name: str) -> CachedModel:
+    """Return the LoRA that a tag means: a file's name, or the name that its training gave it.
+
+    Raises:
+        ModelNotFoundError: no LoRA has that name; near matches in the hint.
+        InvalidInputError: several have it as their alias; A1111 would apply none of them.
+    """
+    parse_ref(name, Kind.LORA, "prompt")
+    try:
+        return ensure(name)
+    except ModelNotFoundError:
+        found = [model for model in aliased(cache) if model.alias == name]
+        if not found:
+            raise
+    if len(found) > 1:
+        files = ", ".join(f"`{model.name}`" for model in found)
+        raise InvalidInputError(
+            f"The LoRA name {shown(name)} means several files: {files}.",
+            hint="Write the file's name.",
+            field="prompt",
+        )
+    return found[0]
+
+
+def aliased(cache: ModelCache) -> list[CachedModel]:
+    """Return the LoRAs with what their headers say; a broken file cannot be meant by an alias."""
+    found = []
+    for model in cache.models(Kind.LORA):
+        try:
+            found.append(cache.inspected(model))
+        except (ModelCorruptError, ModelUnsafeError, ModelIncompatibleError):
+            continue
+    return found
