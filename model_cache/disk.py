@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from schemas.errors import VolumeBusyError, VolumeError, VolumeFullError, VolumeMissingError
 
@@ -38,3 +39,12 @@ def disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise volume_error(error) from error
+
+
+def require_volume(volume: Path) -> None:
+    """Raise `VolumeMissingError` if there is no folder `volume`; it is a mount point, not ours."""
+    if not volume.is_dir():
+        raise VolumeMissingError(
+            f"There is no folder {volume}.",
+            hint="Attach a network volume to the endpoint, or set A1111_CACHE_VOLUME.",
+        )

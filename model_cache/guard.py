@@ -9,6 +9,7 @@ Source: OWASP, Server Side Request Forgery Prevention Cheat Sheet.
 """
 
 import ipaddress
+import logging
 import socket
 import threading
 import weakref
@@ -21,6 +22,9 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 # Well-known prefix under which IPv6-only networks reach IPv4. Source: RFC 6052 section 2.1.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+# It writes whole URLs, signatures and tokens included, at levels from DEBUG to WARNING.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.CRITICAL)
 
 
 class BlockedAddressError(ValueError):

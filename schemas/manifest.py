@@ -4,7 +4,8 @@
 verified and published, so that its presence is the proof of a complete file:
 
     {"version": 1, "sha256": "…64 hex…", "size_bytes": 2132625612, "mtime_ns": 17…,
-     "source": "https://host/path", "base": "sd1", "created": 1763700000.0}
+     "source": "https://host/path", "base": "sd1", "alias": "", "also_from": [],
+     "created": 1763700000.0}
 """
 
 from typing import Literal
@@ -25,5 +26,9 @@ class Manifest(BaseModel):
     """Where it came from, without query secrets; empty for a file that people put there."""
     base: str = "unknown"
     """Architecture read from the header: sd1, sd2, sdxl, sd3, flux, unknown, …"""
+    alias: str = ""
+    """LoRA: `ss_output_name` of the header, which A1111 takes in a tag as well."""
+    also_from: tuple[str, ...] = ()
+    """Other sources, without query secrets, that gave the very same bytes."""
     created: float
     """Unix time in seconds at which it was published."""

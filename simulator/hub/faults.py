@@ -4,7 +4,6 @@ A fault comes with the request itself (`?fault-cut=1000&fault-status=503`: one q
 field of `Fault`, `_` written as `-`) or from a rule that was posted before.
 """
 
-import dataclasses
 import fnmatch
 import types
 import typing
@@ -93,15 +92,18 @@ class Faults:
 
     rules: list[Rule] = field(default_factory=list)
 
-    def add(self, wish: Mapping[str, object]) -> Rule:
+    def add(self, wish: object) -> Rule:
         """Add a rule from JSON: fields of `Rule` and of `Fault` side by side.
 
         Raises:
             ValueError: a field that neither has, or a value that cannot be meant.
         """
-        of_rule = {f.name for f in dataclasses.fields(Rule)} - {"fault", "hits"}
-        values = {name: value for name, value in wish.items() if name in of_rule}
-        rest = {name: value for name, value in wish.items() if name not in of_rule}
+        if not isinstance(wish, Mapping):
+            raise ValueError("a rule is a JSON object")  # noqa: TRY004 - one error for bad wishes
+        kinds = typing.get_type_hints(Rule)
+        own = kinds.keys() - {"fault", "hits"}
+        values = {name: _value(kinds[name], value) for name, value in wish.items() if name in own}
+        rest = {name: value for name, value in wish.items() if name not in own}
         rule = Rule(parse(rest), **typing.cast("dict[str, typing.Any]", values))
         self.rules.append(rule)
         return rule

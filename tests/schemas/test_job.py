@@ -18,7 +18,9 @@ OPENAPI = Path(__file__).parents[3] / "shared" / "webui" / "openapi.json"
 def refused(value: object, limits: JobSettings = LIMITS) -> dict[str, Any]:
     with pytest.raises(InvalidInputError) as caught:
         parse(value, limits)
-    json.dumps(caught.value.as_response(), allow_nan=False, ensure_ascii=False).encode()  # what the SDK will do
+    json.dumps(
+        caught.value.as_response(), allow_nan=False, ensure_ascii=False
+    ).encode()  # what the SDK will do
     return caught.value.details
 
 

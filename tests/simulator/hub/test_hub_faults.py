@@ -168,15 +168,11 @@ def test_a_connection_can_be_dropped_without_an_answer(model: str, client: Clien
 
 
 def test_an_answer_can_fall_silent(model: str, client: Client) -> None:
-    start = time.monotonic()
-    with (
-        client.get(f"{model}?fault-stall=1000", stream=True, timeout=0.3) as answer,
-        pytest.raises(requests.ConnectionError, match="timed out"),
-    ):
+    with client.get(f"{model}?fault-stall=1000", stream=True, timeout=0.3) as answer:
         assert answer.raw.read(1000) == DATA[:1000]
-        next(answer.iter_content(1000))
+        with pytest.raises(requests.ConnectionError, match="timed out"):
+            next(answer.iter_content(1000))
 
-    assert time.monotonic() - start >= 0.3
     assert client.get(model).content == DATA
 
 

@@ -1,0 +1,68 @@
+"""Is this file really that model: its digest, and what its header says it is."""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from model_cache import architecture, header
+from model_cache.architecture import Nature
+from model_cache.disk import disk_errors
+from model_cache.models import Progress
+from schemas.errors import JobCancelledError, ModelIncompatibleError
+from schemas.model_ref import Kind
+
+# Larger reads than this do not hash faster (measured: 1 MiB 1.78 GB/s, 8 MiB 1.77 GB/s).
+_CHUNK_BYTES = 1 << 20
+_REPORT_EVERY_BYTES = 64 << 20
+
+
+def digest(
+    path: Path,
+    *,
+    cancelled: threading.Event,
+    progress: Callable[[Progress], None] | None = None,
+) -> str:
+    """Return the SHA-256 of a file, 64 hex digits; reads all of it.
+
+    Raises:
+        JobCancelledError: `cancelled` was set.
+        VolumeError: the file cannot be read.
+    """
+    sha256 = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    done = 0
+    with disk_errors(), path.open("rb", buffering=0) as file:
+        total = path.stat().st_size
+        while size := file.readinto(buffer):
+            if cancelled.is_set():
+                raise JobCancelledError("The job was cancelled while a model was checked.")
+            sha256.update(buffer[:size])
+            done += size
+            if progress is not None and done % _REPORT_EVERY_BYTES < size:
+                progress(Progress(done, total))
+    if progress is not None:
+        progress(Progress(done, done))
+    return sha256.hexdigest()
+
+
+def inspect(path: Path, kind: Kind) -> Nature:
+    """Read the header of the file at `path`, check it, and return what the model is.
+
+    A file of a kind that we do not recognise passes: new kinds of models appear every month.
+
+    Raises:
+        ModelCorruptError: it is damaged or cut off.
+        ModelUnsafeError: it is no safetensors file.
+        ModelIncompatibleError: it is a model of another kind than `kind`.
+        VolumeError: it cannot be read.
+    """
+    with disk_errors():
+        nature = architecture.nature(header.read(path))
+    if nature.kind not in {None, kind}:
+        raise ModelIncompatibleError(
+            f"The file {path.name} is a model of kind {nature.kind}, not {kind}.",
+            hint=f"Give it as {nature.kind}.",
+            found=str(nature.kind),
+        )
+    return nature

@@ -1,0 +1,152 @@
+"""The queue as an aiohttp application: keys, faults and the journal around the routes of both sides."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from simulator.queue import client_side, faults, worker_side
+from simulator.queue.faults import Fault
+from simulator.queue.platform import PLATFORM, Platform
+
+CONTROL = "/simulator/"
+WORKER_ROUTES = frozenset(
+    {"job-take", "job-take-batch", "job-stop", "job-done", "job-stream", "ping"}
+)
+# Above every limit of the platform, so that what is too large is refused by its rules and not by ours.
+MOST_BYTES = 256 << 20
+
+
+def application(platform: Platform) -> web.Application:
+    """Return the application that serves `platform` and keeps its time."""
+    app = web.Application(middlewares=[_watch], client_max_size=MOST_BYTES)
+    app[PLATFORM] = platform
+    app.cleanup_ctx.append(_keep_time)
+    app.add_routes([*worker_side.ROUTES, *client_side.ROUTES, *_CONTROL_ROUTES])
+    return app
+
+
+async def _keep_time(app: web.Application) -> AsyncIterator[None]:
+    task = asyncio.create_task(app[PLATFORM].keep_time())
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+@web.middleware
+async def _watch(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Check the key, make go wrong what shall, and write all of it down."""
+    platform = request.app[PLATFORM]
+    parts = request.path.split("/")
+    if request.path.startswith(CONTROL):
+        return await handler(request)
+    if len(parts) < 4 or parts[2] != platform.options.endpoint:
+        return web.json_response({"error": "endpoint not found"}, status=404)
+    route = parts[3]
+    entry = _entry(request, platform, route)
+    if not _is_allowed(request, platform, route):
+        entry["status"] = 401
+        return web.json_response({"error": "unauthorized"}, status=401)
+    fault = next((f for f in platform.faults if f.strikes(route)), None)
+    try:
+        response = await _answer(request, handler, fault)
+    except web.HTTPException as error:
+        entry["status"] = error.status
+        raise
+    entry["status"] = response.status
+    return response
+
+
+async def _answer(
+    request: web.Request, handler: Handler, fault: Fault | None
+) -> web.StreamResponse:
+    if fault is None:
+        return await handler(request)
+    await asyncio.sleep(fault.delay_s)
+    if fault.status is None:
+        return await handler(request)
+    if fault.after:
+        await handler(request)
+        request.app[PLATFORM].unacknowledged.add(request.match_info.get("job", ""))
+    else:
+        await request.read()
+    if fault.status == 0 and request.transport is not None:
+        request.transport.abort()
+        return web.Response()
+    return web.Response(status=fault.status, text="This answer was asked to be wrong.")
+
+
+def _entry(request: web.Request, platform: Platform, route: str) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "t": round(platform.now, 3),
+        "method": request.method,
+        "route": route,
+        "worker": request.match_info.get("worker"),
+        "job": request.match_info.get("job"),
+        "query": request.query_string,
+        "bytes": request.content_length or 0,
+        "status": None,
+    }
+    platform.journal.counts[route] += 1
+    platform.journal.requests.append(entry)
+    return entry
+
+
+def _is_allowed(request: web.Request, platform: Platform, route: str) -> bool:
+    """Check the key: workers send it bare; clients bare or as a bearer token, as the docs show both."""
+    given, key = request.headers.get("Authorization", ""), platform.options.api_key
+    if route in WORKER_ROUTES:
+        if given != key:
+            platform.journal.violations.append(f"{route}: wrong key in Authorization")
+        return given == key
+    return platform.options.open or given in {key, f"Bearer {key}"}
+
+
+async def _journal(request: web.Request) -> web.Response:
+    return web.json_response(request.app[PLATFORM].journal_as_json())
+
+
+async def _reset_journal(request: web.Request) -> web.Response:
+    journal = request.app[PLATFORM].journal
+    for part in (journal.counts, journal.requests, journal.violations, journal.late):
+        part.clear()
+    request.app[PLATFORM].queue.forgotten.clear()
+    return web.json_response({})
+
+
+async def _environment(request: web.Request) -> web.Response:
+    worker = request.query.get("worker", "worker-1")
+    url = f"{request.scheme}://{request.host}"
+    return web.json_response(request.app[PLATFORM].environment(url, worker))
+
+
+async def _add_fault(request: web.Request) -> web.Response:
+    try:
+        fault = faults.parse(await request.json())
+    except ValueError as error:
+        raise client_side.bad_request(str(error)) from error
+    request.app[PLATFORM].faults.append(fault)
+    return web.json_response(dataclasses.asdict(fault))
+
+
+async def _list_faults(request: web.Request) -> web.Response:
+    return web.json_response([dataclasses.asdict(f) for f in request.app[PLATFORM].faults])
+
+
+async def _clear_faults(request: web.Request) -> web.Response:
+    request.app[PLATFORM].faults.clear()
+    return web.json_response({})
+
+
+_CONTROL_ROUTES = [
+    web.get(CONTROL + "journal", _journal),
+    web.post(CONTROL + "reset-journal", _reset_journal),
+    web.get(CONTROL + "env", _environment),
+    web.post(CONTROL + "faults", _add_fault),
+    web.get(CONTROL + "faults", _list_faults),
+    web.delete(CONTROL + "faults", _clear_faults),
+]

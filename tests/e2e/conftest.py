@@ -1,0 +1,150 @@
+"""A whole worker: the real handler process under the real SDK loop, with simulators around it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from simulator import models
+from tests.conftest import ROOT, Simulator, running
+
+
+@dataclass
+class Stack:
+    """Queue, model hosts, A1111 and one worker; each of them can be spoken to and killed."""
+
+    queue: Simulator
+    hub: Simulator
+    webui: Simulator
+    files: Path
+    volume: Path
+    worker: subprocess.Popen[bytes]
+    log: Path
+    env: dict[str, str]
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        url = self.env["RUNPOD_WEBHOOK_GET_JOB"].partition("/job-take/")[0] + path
+        headers = {"Authorization": f"Bearer {self.env['RUNPOD_AI_API_KEY']}"}
+        response = requests.request(method, url, json=body, headers=headers, timeout=100)
+        assert response.ok, response.text
+        return response.json()
+
+    def runsync(self, value: Any) -> dict[str, Any]:
+        """Post `value` as a job's input and return the finished job."""
+        job: dict[str, Any] = self._call("POST", "/runsync", {"input": value})
+        return job
+
+    def run(self, value: Any) -> str:
+        return str(self._call("POST", "/run", {"input": value})["id"])
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        job: dict[str, Any] = self._call("GET", f"/status/{job_id}")
+        return job
+
+    def cancel(self, job_id: str) -> None:
+        self._call("POST", f"/cancel/{job_id}")
+
+    def wait(self, job_id: str, *statuses: str, within_s: float = 20) -> dict[str, Any]:
+        deadline = time.monotonic() + within_s
+        while (job := self.status(job_id))["status"] not in statuses:
+            assert time.monotonic() < deadline, job
+            time.sleep(0.05)
+        return job
+
+    def fetches(self) -> dict[str, float]:
+        """Return how many times the bytes of each file were sent."""
+        files = self.hub.get("/simulator/journal")["files"]
+        return {name: seen["copies"] for name, seen in files.items()}
+
+    def request(self, **changes: Any) -> dict[str, Any]:
+        """Return the README's request, its URLs pointing at the hub."""
+        return {
+            "prompt": "a beautiful landscape with mountains and lake",
+            "negative_prompt": "blurry, bad quality, low resolution",
+            "steps": 25,
+            "cfg_scale": 7.5,
+            "width": 512,
+            "height": 512,
+            "sampler_name": "DPM++ 2M Karras",
+            "seed": 42,
+            "checkpoint": {
+                "name": "deliberate_v6",
+                "url": f"{self.hub.url}/Deliberate_v6.safetensors",
+                "hash": self.digests["checkpoint"],
+            },
+            "loras": [
+                {
+                    "name": "landscape_enhancer",
+                    "url": f"{self.hub.url}/api/download/models/12345",
+                    "scale": 0.8,
+                },
+                {
+                    "name": "detail_tweaker",
+                    "url": f"{self.hub.url}/model.safetensors",
+                    "scale": 0.5,
+                },
+            ],
+            **changes,
+        }
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One worker for all tests of a module: what one job does must not show in the next."""
+    with make_stack(tmp_path_factory.mktemp("stack")) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def make_stack(folder: Path) -> Iterator[Stack]:
+    files, volume, links = folder / "hub", folder / "volume", folder / "links"
+    digests = {
+        "checkpoint": models.write_checkpoint(files / "Deliberate_v6.safetensors", seed="d"),
+        "civitai": models.write_lora(files / "civitai" / "12345" / "l.safetensors", seed="l"),
+        "lora": models.write_lora(files / "model.safetensors", seed="m"),
+    }
+    volume.mkdir()
+    with (
+        running("queue") as queue,
+        running("hub", "--root", files) as hub,
+        running("webui", "--models-dir", links) as webui,
+    ):
+        env = queue.get("/simulator/env")
+        log = folder / "worker.log"
+        with log.open("wb") as out:
+            worker = subprocess.Popen(
+                [sys.executable, "-u", str(ROOT / "rp_handler.py")],
+                cwd=folder,
+                env={
+                    **os.environ,  # noqa: TID251 - a child's PATH
+                    **env,
+                    "RUNPOD_LOG_LEVEL": "INFO",
+                    "A1111_CACHE_VOLUME": str(volume),
+                    "A1111_CACHE_ALLOW_PRIVATE_HOSTS": "true",
+                    "A1111_WEBUI_PORT": webui.url.rpartition(":")[2],
+                    "A1111_WEBUI_LINKS": str(links),
+                },
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield Stack(queue, hub, webui, files, volume, worker, log, env, digests)
+        finally:
+            worker.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(10)
+            # The SDK's ping process would outlive a worker that had to be killed.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()

@@ -1,0 +1,156 @@
+"""The request of the README and its bad relatives, through /runsync and the real SDK loop."""
+
+import base64
+import io
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.e2e.conftest import Stack
+
+pytestmark = pytest.mark.slow
+
+PROMPT = "a beautiful landscape with mountains and lake"
+
+
+def done(job: dict[str, Any]) -> dict[str, Any]:
+    assert job["status"] == "COMPLETED", job.get("error")
+    output: dict[str, Any] = job["output"]
+    return output
+
+
+def failed(job: dict[str, Any], code: str) -> dict[str, Any]:
+    assert job["status"] == "FAILED", job
+    assert job["error"].startswith(f"{code}: ")
+    output: dict[str, Any] = job["output"]
+    assert output["code"] == code
+    return output
+
+
+def test_the_request_of_the_readme_twice_with_one_fetch_per_model(stack: Stack) -> None:
+    first, second = (done(stack.runsync(stack.request())) for _ in range(2))
+
+    tagged = f"<lora:landscape_enhancer:0.8> <lora:detail_tweaker:0.5> {PROMPT}"
+    assert first["parameters"]["prompt"] == tagged
+    assert first["images"] == second["images"]
+    with Image.open(io.BytesIO(base64.b64decode(first["images"][0]))) as picture:
+        assert picture.size == (512, 512)
+        assert picture.info["parameters"].startswith(tagged)
+    info = json.loads(first["info"])
+    assert info["sd_model_name"] == "deliberate_v6"
+    assert (info["sampler_name"], first["parameters"]["scheduler"]) == ("DPM++ 2M", "Karras")
+    assert (first["seed"], first["seeds"]) == (42, [42])
+    assert [model["cached"] for model in first["models"]] == [False, False, False]
+    assert [model["cached"] for model in second["models"]] == [True, True, True]
+    assert first["models"][0]["sha256"] == stack.digests["checkpoint"]
+    assert second["cache_info"]["checkpoints_cached"] == 1
+    assert second["cache_info"]["loras_cached"] == 2
+    assert second["backend"] == "simulator"
+    assert set(stack.fetches().values()) == {1.0}
+
+
+def test_timings_add_up(stack: Stack) -> None:
+    timings = done(stack.runsync(stack.request()))["timings"]
+
+    parts = sum(value for name, value in timings.items() if name != "total_s")
+    assert parts == pytest.approx(timings["total_s"], abs=0.0005)
+
+
+def test_a_request_without_a_checkpoint_gets_the_only_one(stack: Stack) -> None:
+    output = done(stack.runsync({"prompt": "a cat", "steps": 2, "seed": 1}))
+
+    assert json.loads(output["info"])["sd_model_name"] == "deliberate_v6"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        pytest.param({"prompt": "\u00e9" * 60_000}, "INVALID_INPUT", "prompt", id="long prompt"),
+        pytest.param({"init_images": ["bm90IGFuIGltYWdl"]}, "INVALID_INPUT", "image", id="image"),
+        pytest.param({"sampler_name": "Eulr a"}, "INVALID_INPUT", "'Euler a'", id="sampler"),
+        pytest.param(
+            {"sampler_name": "euler a"}, "INVALID_INPUT", "'Euler a'", id="sampler's case"
+        ),
+        pytest.param({"scheduler": "nope"}, "INVALID_INPUT", "scheduler", id="scheduler"),
+        pytest.param({"styles": ["nope"]}, "INVALID_INPUT", "styles", id="style"),
+        pytest.param({"script_name": "nope"}, "INVALID_INPUT", "script_name", id="script"),
+        pytest.param(
+            {"alwayson_scripts": {"controlnet": {}}}, "INVALID_INPUT", "controlnet", id="extension"
+        ),
+        pytest.param({"checkpoint": "deliberat_v6"}, "MODEL_NOT_FOUND", "deliberate_v6", id="near"),
+        pytest.param({"vae": "nope.safetensors"}, "MODEL_NOT_FOUND", "nope", id="VAE"),
+        pytest.param({"prompt": "<lora:nope:1> x"}, "MODEL_NOT_FOUND", "nope", id="tag"),
+        pytest.param({"prompt": "<lora:../../x:1>"}, "INVALID_INPUT", "", id="path in a tag"),
+        pytest.param({"prompt": "<hypernet:x:1>"}, "INVALID_INPUT", "x", id="hypernetwork"),
+        pytest.param(
+            {"override_settings": {"outdir_samples": "/x"}},
+            "INVALID_INPUT",
+            "outdir",
+            id="path option",
+        ),
+        pytest.param({"loras": [{"name": "../x"}]}, "INVALID_INPUT", "loras[0].name", id="path"),
+    ],
+)
+def test_bad_input_is_a_typed_error_and_the_next_job_works(
+    stack: Stack, change: dict[str, Any], code: str, words: str
+) -> None:
+    output = failed(stack.runsync(stack.request() | change), code)
+
+    assert "traceback" not in json.dumps(output).lower()
+    assert words in output["error"] if "error" in output else True
+    done(stack.runsync({"prompt": "a cat", "steps": 1, "width": 64, "height": 64}))
+
+
+@pytest.mark.parametrize("value", [None, [], "text", 5, {}])
+def test_whatever_input_is_the_worker_lives(stack: Stack, value: Any) -> None:
+    job = stack.runsync(value)
+
+    if value == {}:
+        done(job)
+    else:
+        failed(job, "INVALID_INPUT")
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        pytest.param("?fault-status=404", "MODEL_NOT_FOUND", id="404"),
+        pytest.param("?fault-status=401", "MODEL_ACCESS_DENIED", id="401"),
+        pytest.param("?fault-html=1", "MODEL_UNSAFE", id="a page with status 200"),
+        pytest.param("?fault-json_error=1", "MODEL_UNSAFE", id="an error with status 200"),
+        pytest.param("?fault-flip=5000", "MODEL_CORRUPT", id="another digest"),
+    ],
+)
+def test_a_bad_download_is_a_typed_error_and_leaves_nothing(
+    stack: Stack, fault: str, code: str
+) -> None:
+    checkpoint = {
+        "name": "fresh",
+        "url": f"{stack.hub.url}/Deliberate_v6.safetensors{fault}",
+        "hash": stack.digests["lora"] if code != "MODEL_CORRUPT" else "0" * 64,
+    }
+
+    failed(stack.runsync({"prompt": "x", "steps": 1, "checkpoint": checkpoint}), code)
+
+    assert [file.name for file in stack.volume.rglob("fresh*")] == []
+    assert list((stack.volume / "models" / ".worker" / "tmp").iterdir()) == []
+
+
+def test_a_pickle_is_refused(stack: Stack) -> None:
+    (stack.files / "evil.safetensors").write_bytes(b"\x80\x02csystem\n" + b"\0" * 5000)
+    lora = {"name": "evil", "url": f"{stack.hub.url}/evil.safetensors"}
+
+    failed(stack.runsync({"prompt": "x", "steps": 1, "loras": [lora]}), "MODEL_UNSAFE")
+
+    assert list(stack.volume.rglob("evil*")) == []
+
+
+def test_nothing_of_the_bad_jobs_reached_the_queue_wrongly(stack: Stack) -> None:
+    journal = stack.queue.get("/simulator/journal")
+
+    assert journal["violations"] == []
+    assert journal["late"] == []
+    assert all(job["answers"] == 1 and job["takes"] == 1 for job in journal["jobs"])
+    assert stack.worker.poll() is None

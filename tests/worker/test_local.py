@@ -1,0 +1,16 @@
+import base64
+import json
+from pathlib import Path
+
+from worker.local import save
+
+
+def test_pictures_and_json_become_files(tmp_path: Path) -> None:
+    png, webp = b"\x89PNG rest", b"RIFF rest"
+    result = {"images": [base64.b64encode(data).decode() for data in (png, webp)], "info": "é"}
+
+    files = save(result, tmp_path / "output", "job")
+
+    assert [file.name for file in files] == ["job-0.png", "job-1.webp", "job.json"]
+    assert files[0].read_bytes() == png
+    assert json.loads(files[2].read_text()) == result
