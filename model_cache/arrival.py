@@ -7,6 +7,7 @@ from pathlib import Path
 
 from model_cache import layout, manifests, publish, verify
 from model_cache.architecture import Nature
+from model_cache.disk import disk_errors
 from model_cache.listing import Listing
 from model_cache.models import CachedModel
 from schemas.errors import VolumeBusyError, VolumeMissingError
@@ -69,9 +70,9 @@ def _recorded(arrival: Arrival, path: Path, volume: Path, listing: Listing) -> C
         manifest = manifests.with_source(found.manifest, arrival.source)
     else:
         nature = arrival.nature
-        manifest = manifests.new(
-            arrival.sha256, path.stat(), arrival.source, nature.base, nature.alias
-        )
+        with disk_errors():
+            status = path.stat()
+        manifest = manifests.new(arrival.sha256, status, arrival.source, nature.base, nature.alias)
     if found is None or manifest != found.manifest:
         manifests.write(volume, place, manifest)
     model = listing.look_again(arrival.kind, path)

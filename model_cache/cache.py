@@ -138,27 +138,39 @@ class ModelCache:
         """Return the model if it is here or can be linked; None if it has to be fetched."""
         for _ in range(_LOOKS):
             choice = self._choose(ref, source)
+            if isinstance(choice, selection.Fetch):
+                return None
             try:
-                match choice:
-                    case selection.Fetch():
-                        return None
-                    case selection.Hash(model):
-                        self._hash(model, cancelled, progress)
-                    case selection.Link(model, name, warning):
-                        if not self._link(model, name):
-                            warning = f"The {model.kind} is here as {model.name!r}; that is used."
-                            return self._hit(model, warning)
-                    case selection.Use(model, warning):
-                        if (hit := self._hit(model, warning)) is not None:
-                            return hit
+                hit = self._carry_out(choice, cancelled, progress)
             except _BadFileErrors:
                 if ref.url is None:
                     raise
                 return None  # People put a bad file under that name; a good one can be fetched.
+            if hit is not None:
+                return hit
         raise VolumeBusyError(
             f"The {ref.kind} {ref.label!r} changes again and again while it is looked at.",
             hint="Try again when whoever writes it has finished.",
         )
+
+    def _carry_out(
+        self,
+        choice: selection.Use | selection.Link | selection.Hash,
+        cancelled: threading.Event,
+        progress: _Report,
+    ) -> Ensured | None:
+        """Do what was chosen; None when it changed what is here, so that one must choose again."""
+        match choice:
+            case selection.Use(model, warning):
+                return self._hit(model, warning)
+            case selection.Hash(model):
+                self._hash(model, cancelled, progress)
+            case selection.Link(model, name):
+                if not self._link(model, name):
+                    return self._hit(
+                        model, f"The {model.kind} is here as {model.name!r}; that is used."
+                    )
+        return None
 
     def _choose(self, ref: ModelRef, source: str) -> selection.Choice:
         """Choose by the list at hand, and by a fresh one before anything is said to be absent."""
@@ -198,7 +210,7 @@ class ModelCache:
     def _nature(self, model: CachedModel) -> Nature:
         key = _identity(model)
         if key not in self._natures:
-            self._natures[key] = verify.inspect(model.path, model.kind)
+            self._natures[key] = verify.inspect(model.path, model.kind, model.name)
         return self._natures[key]
 
     def _hash(self, model: CachedModel, cancelled: threading.Event, progress: _Report) -> None:
@@ -249,7 +261,7 @@ class ModelCache:
             fetched = transfer.fetch(download, part.file, transfer.Limits.of(self._settings), watch)
             part.seal()
             _require_digest(ref, fetched)
-            nature = verify.inspect(part.path, ref.kind)
+            nature = verify.inspect(part.path, ref.kind, ref.label)
             wanted = ref.name or layout.safe_name(fetched.file_name)
             arrived = Arrival(ref.kind, wanted, part.path, fetched.sha256, download.source, nature)
             model = settle(arrived, self._volume, self._listing, cancelled)

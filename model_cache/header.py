@@ -49,8 +49,10 @@ class _FlawError(ValueError):
     """A rule of the format that is broken; the text says which. Becomes a `ModelCorruptError`."""
 
 
-def read(path: Path) -> Header:
+def read(path: Path, called: str) -> Header:
     """Read and check the header of the file at `path`; nothing of the weights is read.
+
+    `called` is what messages call it: the path of a fetched file is a random one.
 
     Raises:
         ModelUnsafeError: it is a pickle, an archive or a web page.
@@ -60,12 +62,12 @@ def read(path: Path) -> Header:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ModelCorruptError(f"The file {path.name} is not a regular file.")
+            raise ModelCorruptError(f"The file of {called!r} is not a regular file.")
         try:
             return _read(file, status.st_size)
         except _FlawError as error:
             raise ModelCorruptError(
-                f"The file {path.name} is not a whole safetensors file: {error}.",
+                f"The file of {called!r} is not a whole safetensors file: {error}.",
                 hint="It may have been cut off, or be still on its way here.",
             ) from error
 

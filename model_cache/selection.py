@@ -36,7 +36,6 @@ class Link:
 
     model: CachedModel
     name: str
-    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,21 +97,21 @@ def _known_bytes(ref: ModelRef, same: Sequence[CachedModel], inventory: Inventor
         return Use(same[0], called_otherwise(ref.kind, wanted, same[0].name))
     if holder is None:
         return Link(same[0], wanted)
-    if ref.hash is not None and holder.sha256 is None:
-        return Hash(holder)
     return _beside(ref, wanted, same, holder)
 
 
 def _beside(ref: ModelRef, wanted: str, same: Sequence[CachedModel], holder: CachedModel) -> Choice:
-    """Choose where the wanted name belongs to `holder`, which has other bytes."""
+    """Choose where the wanted name belongs to `holder`, which is not known to have those bytes."""
     name = layout.beside(wanted, str(same[0].sha256))
     warning = called_otherwise(ref.kind, wanted, name)
     for model in same:
         if model.name == name:
             return Use(model, warning)
+    if ref.hash is not None and holder.sha256 is None:
+        return Hash(holder)
     if ref.url is None:
         raise _other_digest(ref, holder)
-    return Link(same[0], name, warning)
+    return Link(same[0], name)
 
 
 def _by_holder(ref: ModelRef, holder: CachedModel) -> Choice:

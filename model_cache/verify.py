@@ -46,8 +46,10 @@ def digest(
     return sha256.hexdigest()
 
 
-def inspect(path: Path, kind: Kind) -> Nature:
+def inspect(path: Path, kind: Kind, called: str) -> Nature:
     """Read the header of the file at `path`, check it, and return what the model is.
+
+    `called` is what messages call the model.
 
     A file of a kind that we do not recognise passes: new kinds of models appear every month.
 
@@ -58,11 +60,11 @@ def inspect(path: Path, kind: Kind) -> Nature:
         VolumeError: it cannot be read.
     """
     with disk_errors():
-        nature = architecture.nature(header.read(path))
+        nature = architecture.nature(header.read(path, called))
     if nature.kind not in {None, kind}:
         raise ModelIncompatibleError(
-            f"The file {path.name} is a model of kind {nature.kind}, not {kind}.",
-            hint=f"Give it as {nature.kind}.",
+            f"The file of {called!r} is a model of kind {nature.kind}, not {kind}.",
+            hint=f"Use it as {nature.kind}.",
             found=str(nature.kind),
         )
     return nature

@@ -54,7 +54,7 @@ def test_every_setting_has_its_row(row: str) -> None:
 
 def test_the_table_of_errors_is_that_of_the_code() -> None:
     listed = re.findall(
-        r"^\| `([A-Z_]+)` \| (yes|no) \|", (ROOT / "docs/errors.md").read_text(), re.M
+        r"^\| `([A-Z_]+)` \| (yes|no) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE
     )
 
     assert dict(listed) == {code: "yes" if kind.retryable else "no" for code, kind in CODES}
@@ -86,6 +86,6 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
 
 
 def test_every_make_target_in_the_readme_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
     assert set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text())) <= targets

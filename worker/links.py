@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 
-from model_cache.cache import CachedModel
+from model_cache.models import CachedModel
 from schemas.model_ref import SUFFIX, Kind
 from worker.prompt import carriable
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Event
 
-from model_cache.cache import CachedModel, Ensured, ModelCache, Progress
+from model_cache.cache import ModelCache
+from model_cache.models import CachedModel, Ensured, Progress
 from schemas.errors import (
     InvalidInputError,
     JobCancelledError,

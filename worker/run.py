@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Any
 
-from model_cache.cache import CachedModel, Ensured, ModelCache
+from model_cache.cache import ModelCache
+from model_cache.models import CachedModel, Ensured
 from schemas.errors import BackendError, JobCancelledError
 from schemas.job import Generation, parse
 from schemas.model_ref import SUFFIX, Kind, ModelRef

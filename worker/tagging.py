@@ -7,7 +7,8 @@ A1111 drops a tag whose LoRA is missing or ambiguous in silence
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from model_cache.cache import CachedModel, ModelCache
+from model_cache.cache import ModelCache
+from model_cache.models import CachedModel
 from schemas.errors import (
     InvalidInputError,
     ModelCorruptError,

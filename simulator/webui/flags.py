@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
                 parser.add_argument(*names, action="store_true", **options)
             case "integer":
                 parser.add_argument(*names, type=int, **options)
+            case _ if dest == "port":
+                parser.add_argument(*names, type=int, **options)
             case "array" if dest == "use_cpu":
                 parser.add_argument(*names, nargs="+", **options)
             case "array":
@@ -117,7 +119,7 @@ def _flags(given: argparse.Namespace, scratch: Path, *, restartable: bool) -> Fl
         shown={},
         # Without these two A1111 would listen on every interface; a simulator stays on loopback.
         host=given.server_name or "127.0.0.1",
-        port=DEFAULT_PORT if given.port is None else int(given.port),
+        port=DEFAULT_PORT if given.port is None else given.port,
         data_dir=data,
         models_dir=models,
         ckpt_dir=_path(given.ckpt_dir),
@@ -156,6 +158,8 @@ def _shown(given: argparse.Namespace, flags: Flags) -> dict[str, Any]:
         if value is None:
             value = _moved(schema.get("default"), flags)
         shown[dest] = value
+    # The answer's model types it as a string, because its default is None.
+    shown["port"] = None if given.port is None else str(given.port)
     shown["embeddings_dir"] = str(flags.embeddings_dir)
     shown["lora_dir"] = str(flags.lora_dirs[0])
     shown["styles_file"] = [str(path) for path in flags.styles_files]

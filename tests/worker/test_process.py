@@ -57,7 +57,7 @@ def test_stopping_a_child_that_has_ended_does_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+def test_a_child_dies_with_its_parent() -> None:
     program = (
         "import sys, time; from pathlib import Path; from worker.process import spawn\n"
         f"child = spawn([sys.executable, '-c', {FOREVER!r}], Path.cwd())\n"

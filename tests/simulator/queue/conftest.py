@@ -68,5 +68,5 @@ def endpoint_with(options: Options) -> Iterator[Endpoint]:
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    with endpoint_with(Options(hold_s=1.0)) as served:
+    with endpoint_with(Options(hold_s=0.6)) as served:
         yield served
