@@ -70,7 +70,7 @@ def test_the_tree_of_errors_draws_every_code(code: str) -> None:
 def test_every_request_in_the_api_page_is_taken(example: str) -> None:
     request: dict[str, Any] = json.loads(example)
 
-    assert parse(request["input"], JobSettings()).job
+    assert parse(request["input"], JobSettings()).job.webui_fields()
 
 
 def test_every_example_in_the_api_page_is_json() -> None:

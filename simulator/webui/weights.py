@@ -161,6 +161,21 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+# Bytes that are no pickle make the unpickler raise nearly anything.
+_BAD_PICKLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+
+
 class _Inert:
     """What every class and function named in a pickle becomes."""
 
@@ -206,7 +221,7 @@ def read_pickled(path: Path) -> dict[str, Any]:
                 content = [_Reader(file).load() for _ in range(4)][-1]
     except FileNotFoundError as error:
         raise not_found(path) from error
-    except (pickle.UnpicklingError, EOFError, StopIteration, ValueError, AttributeError) as error:
+    except _BAD_PICKLE as error:
         raise Failure("UnpicklingError", str(error)) from error
     return (
         {key: _shaped(value) for key, value in content.items()} if isinstance(content, dict) else {}
