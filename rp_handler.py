@@ -23,7 +23,7 @@ from typing import Any
 import rp_sdk
 from model_cache.cache import ModelCache
 from schemas.errors import BackendError, InternalError, WorkerError
-from schemas.result import Backend, Result
+from schemas.result import Result
 from schemas.settings import Settings, SettingsError
 from worker import local, logs
 from worker.client import WebuiClient
@@ -155,14 +155,14 @@ def adopted(arguments: argparse.Namespace) -> WebuiProcess | None:
     return WebuiProcess(arguments.webui_pid, output)
 
 
-def started(settings: Settings, child: WebuiProcess | None, backend: Backend) -> Runner:
+def started(settings: Settings, child: WebuiProcess | None) -> Runner:
     """Return a runner whose WebUI answers.
 
     Raises:
         BackendError: the WebUI ended, or did not answer in time.
     """
     client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
-    runner = Runner(ModelCache(settings.cache), client, settings, backend)
+    runner = Runner(ModelCache(settings.cache), client, settings)
     runner.show_models()
 
     def answers() -> bool:
@@ -189,13 +189,11 @@ def main() -> int:
     try:
         settings = Settings.from_env(environ)
         logs.configure(settings.log.level, as_json="RUNPOD_ENDPOINT_ID" in environ)
-        backend: Backend = "a1111"
         if is_developers_machine(environ):
-            backend = "simulator"
             settings, child = simulated(settings)
         else:
             settings, child = with_volume(settings), adopted(arguments)
-        runner = started(settings, child, backend)
+        runner = started(settings, child)
         handler = make_handler(runner.run, online=online)
         rp_sdk.serve(saving(handler) if local_test else handler)
     except SettingsError as error:

@@ -10,7 +10,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
-from email.utils import parsedate_to_datetime
+from email.utils import collapse_rfc2231_value, parsedate_to_datetime
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -31,6 +32,7 @@ _MAX_SAID_CHARS = 200
 _TEXT_TYPES = re.compile(r"(text/(html|xml)|application/(xhtml\+xml|xml|json|[\w.-]+\+json))$")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})$")
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"$')
+_Parameter: TypeAlias = str | tuple[str | None, str | None, str]
 
 
 class TryAgainError(Exception):
@@ -118,7 +120,11 @@ def disposition_name(header: str) -> str:
         header = header.encode("latin-1").decode("utf-8")
     message = Message()
     message["Content-Disposition"] = header
-    return message.get_filename("") or ""
+    offered: list[tuple[str, _Parameter]] = [*message.get_params([], "Content-Disposition")]
+    names = [value for parameter, value in offered if parameter.lower() == "filename"]
+    # A tuple is what `filename*` was read as.
+    names.sort(key=lambda name: not isinstance(name, tuple))
+    return collapse_rfc2231_value(names[0]).strip() if names else ""
 
 
 def _refusal(response: requests.Response, download: Download) -> Exception:
@@ -130,14 +136,14 @@ def _refusal(response: requests.Response, download: Download) -> Exception:
         error: WorkerError = SourceQuotaError(
             what, hint="Too many requests; try again later.", status=status
         )
-        return TryAgainError(error, _retry_after_s(response))
+        return TryAgainError(error, retry_after_s(response))
     if status >= 500 or status == 408:
         error = SourceUnavailableError(what, hint="Try again later.", status=status)
-        return TryAgainError(error, _retry_after_s(response))
+        return TryAgainError(error, retry_after_s(response))
     return ModelNotFoundError(what, hint="Check the URL.", field="url", status=status)
 
 
-def _retry_after_s(response: requests.Response) -> float | None:
+def retry_after_s(response: requests.Response) -> float | None:
     """Return the seconds that the host asks us to wait. Source: RFC 9110 section 10.2.3."""
     text = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"\d{1,9}", text):

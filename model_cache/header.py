@@ -45,7 +45,7 @@ class Header:
     metadata: Mapping[str, str]
 
 
-class _FlawError(ValueError):
+class FlawError(ValueError):
     """A rule of the format that is broken; the text says which. Becomes a `ModelCorruptError`."""
 
 
@@ -65,7 +65,7 @@ def read(path: Path, called: str) -> Header:
             raise ModelCorruptError(f"The file of {called!r} is not a regular file.")
         try:
             return _read(file, status.st_size)
-        except _FlawError as error:
+        except FlawError as error:
             raise ModelCorruptError(
                 f"The file of {called!r} is not a whole safetensors file: {error}.",
                 hint="It may have been cut off, or be still on its way here.",
@@ -76,26 +76,26 @@ def _read(file: BinaryIO, size: int) -> Header:
     start = file.read(magic.LOOK_BYTES)
     magic.refuse(start)
     if len(start) < 8:
-        raise _FlawError(f"it has {size} bytes")
+        raise FlawError(f"it has {size} bytes")
     (length,) = struct.unpack("<Q", start[:8])
     if length > magic.MAX_HEADER_BYTES:
-        raise _FlawError("its header would be longer than 100 MB")
+        raise FlawError("its header would be longer than 100 MB")
     if 8 + length > size:
-        raise _FlawError(f"its header ends at {8 + length}, the file at {size}")
+        raise FlawError(f"its header ends at {8 + length}, the file at {size}")
     file.seek(8)
     raw = file.read(length)
     if len(raw) != length or not raw.startswith(b"{"):
-        raise _FlawError("its header does not begin with '{'")
+        raise FlawError("its header does not begin with '{'")
     return parse(raw, data_bytes=size - 8 - length)
 
 
 def parse(raw: bytes, *, data_bytes: int) -> Header:
-    """Return the header that the JSON text `raw` stands for, checked; public for its tests.
+    """Return the header that the JSON text `raw` stands for, checked.
 
     `data_bytes` is what follows the header in the file.
 
     Raises:
-        ValueError: it breaks a rule of the format.
+        FlawError: it breaks a rule of the format.
     """
     entries = _load(raw)
     metadata = _metadata(entries.pop("__metadata__", None))
@@ -107,10 +107,10 @@ def parse(raw: bytes, *, data_bytes: int) -> Header:
     position = 0
     for begin, end in sorted(spans):
         if begin != position:
-            raise _FlawError(f"there is a hole or an overlap at byte {position} of its data")
+            raise FlawError(f"there is a hole or an overlap at byte {position} of its data")
         position = end
     if position != data_bytes:
-        raise _FlawError(f"its tensors take {position} bytes, {data_bytes} are there")
+        raise FlawError(f"its tensors take {position} bytes, {data_bytes} are there")
     return Header(shapes, metadata)
 
 
@@ -120,33 +120,33 @@ def _load(raw: bytes) -> dict[str, Any]:
             raw.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_no_constant
         )
     except RecursionError:
-        raise _FlawError("its header is nested too deep") from None
+        raise FlawError("its header is nested too deep") from None
     except ValueError as error:
-        if isinstance(error, _FlawError):
+        if isinstance(error, FlawError):
             raise
         # The text of the JSON error is left out: it may quote what a stranger wrote.
-        raise _FlawError("its header is not JSON") from None
+        raise FlawError("its header is not JSON") from None
     if not isinstance(entries, dict):
-        raise _FlawError("its header is not an object")
+        raise FlawError("its header is not an object")
     return entries
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
-        raise _FlawError("its header says the same key twice")
+        raise FlawError("its header says the same key twice")
     return entries
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise _FlawError(f"its header holds {text}")
+    raise FlawError(f"its header holds {text}")
 
 
 def _metadata(value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise _FlawError("its metadata is not a map from text to text")
+        raise FlawError("its metadata is not a map from text to text")
     return value
 
 
@@ -154,16 +154,16 @@ def _tensor(name: str, entry: Any, data_bytes: int) -> tuple[tuple[int, ...], tu
     """Return shape and byte span of one tensor."""
     where = f"tensor {name[:80]!r}"
     if not isinstance(entry, dict):
-        raise _FlawError(f"{where} is not an object")
+        raise FlawError(f"{where} is not an object")
     dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
-        raise _FlawError(f"{where} is of an unknown type")
+        raise FlawError(f"{where} is of an unknown type")
     if not _are_sizes(shape):
-        raise _FlawError(f"{where} has an impossible shape")
+        raise FlawError(f"{where} has an impossible shape")
     if not _are_sizes(span) or len(span) != 2 or not span[0] <= span[1] <= data_bytes:
-        raise _FlawError(f"{where} lies outside of the file")
+        raise FlawError(f"{where} lies outside of the file")
     if _bits(shape, _DTYPE_BITS[dtype]) != 8 * (span[1] - span[0]):
-        raise _FlawError(f"{where} does not have as many bytes as its shape asks for")
+        raise FlawError(f"{where} does not have as many bytes as its shape asks for")
     return tuple(shape), (span[0], span[1])
 
 

@@ -97,6 +97,12 @@ def place(url: str) -> str:
     return f"{_host(url)}{_split(url).path}"
 
 
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port: a token is for one origin alone."""
+    parts = _split(url)
+    return parts.scheme, _host(url), parts.port
+
+
 def access_hint(url: str) -> str:
     """Return what to do when the host of `url` asks for a token, or refuses the one it got."""
     host = _token_host(_host(url))

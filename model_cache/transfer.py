@@ -22,7 +22,7 @@ from model_cache.answers import TryAgainError
 from model_cache.disk import disk_errors
 from model_cache.guard import BlockedAddressError, WebSession
 from model_cache.models import Progress
-from model_cache.sources import Download, place
+from model_cache.sources import Download, origin, place
 from schemas.errors import (
     DownloadBudgetExceededError,
     DownloadIncompleteError,
@@ -57,7 +57,7 @@ class Limits:
     allow_private_hosts: bool = False
     """Also: plain http."""
     tries: int = 3
-    """Failures in a row, without a new byte in between, that end the fetch."""
+    """Failures in a row, each with less than one new chunk to show for it, that end the fetch."""
     pause_s: float = 0.5
     """Before the second try; doubles each time."""
 
@@ -117,7 +117,8 @@ def fetch(download: Download, into: BinaryIO, limits: Limits, watch: Watch) -> F
                 return run.attempt(session)
             except TryAgainError as failure:
                 run.require_time()
-                failures = failures + 1 if run.partial.best == best else 1
+                moved_on = run.partial.best - best >= CHUNK_BYTES
+                failures = 1 if moved_on else failures + 1
                 pause_s = failure.after_s or limits.pause_s * 2 ** (failures - 1)
                 if failures >= limits.tries or pause_s > MAX_RETRY_AFTER_S:
                     raise failure.error from None
@@ -256,7 +257,7 @@ class _Fetch:
                 return response
             response.close()
             previous, url = url, _joined(url, target)
-            if _origin(url) != _origin(previous):
+            if origin(url) != origin(previous):
                 authorization = ""  # For good, even if a later hop leads back.
         raise SourceUnavailableError(
             f"{place(self.download.url)} redirects more than {MAX_REDIRECTS} times."
@@ -351,8 +352,3 @@ def _joined(url: str, target: str) -> str:
         return urljoin(url, target)
     except ValueError:
         return target  # Broken; the check of the next hop says so.
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port

@@ -14,6 +14,7 @@ from schemas.errors import (
     InvalidInputError,
     WorkerError,
 )
+from schemas.result import Backend
 
 API = "/sdapi/v1/"
 CONNECT_S = 2.0
@@ -27,6 +28,9 @@ class WebuiClient:
     into a connection that is just being closed would look like a crash.
     Source: uvicorn, `timeout_keep_alive` (default 5).
     """
+
+    backend: Backend = "a1111"
+    """Who answered last: the simulator says so itself, whoever started it and however."""
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
@@ -63,6 +67,8 @@ class WebuiClient:
                 # In one piece: requests would gather ten megabytes of base64 in 10 KB slices.
                 data = response.raw.read()
                 expected = response.headers.get("Content-Length")
+                simulated = "simulator" in response.headers.get("Server", "")
+                self.backend = "simulator" if simulated else "a1111"
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise BackendStalledError(
                 f"A1111 gave no answer to {route} in {timeout_s:g} s."

@@ -75,13 +75,17 @@ def preflight(environ: Mapping[str, str], webui_dir: Path, data_dir: Path) -> li
         problems.append(f"A1111_CACHE_VOLUME: {settings.cache.volume} is not mounted.")
     if problems:
         raise SettingsError("\n".join(problems))
-    for folder in FOLDERS.values():
-        (settings.webui.links / folder).mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in FOLDERS.values():
+            (settings.webui.links / folder).mkdir(parents=True, exist_ok=True)
+        config = _configure(data_dir / "config.json")
+    except OSError as error:
+        raise SettingsError(f"{error.filename}: {error.strerror}.") from error
     return [
         f"webui   {webui_dir}",
         f"volume  {_volume_line(settings.cache)}",
         f"links   {settings.webui.links}",
-        f"config  {_configure(data_dir / 'config.json')}",
+        f"config  {config}",
     ]
 
 

@@ -12,7 +12,7 @@ from model_cache.models import CachedModel, Ensured
 from schemas.errors import BackendError, JobCancelledError
 from schemas.job import Generation, parse
 from schemas.model_ref import SUFFIX, Kind, ModelRef
-from schemas.result import Backend, ModelUsed, Result, Timings
+from schemas.result import ModelUsed, Result, Timings
 from schemas.settings import Settings
 from worker import check, images, models, output, overrides, payload
 from worker.catalog import Catalog
@@ -46,13 +46,10 @@ class _Prepared:
 class Runner:
     """Runs jobs against one A1111; its lock guards the GPU part alone."""
 
-    def __init__(
-        self, cache: ModelCache, client: WebuiClient, settings: Settings, backend: Backend
-    ) -> None:
+    def __init__(self, cache: ModelCache, client: WebuiClient, settings: Settings) -> None:
         self._cache = cache
         self._client = client
         self._settings = settings
-        self._backend = backend
         self._links = LinkFolder(settings.webui.links)
         self._catalog = Catalog(client)
         self._gpu = Lock()
@@ -230,7 +227,7 @@ class Runner:
             ],
             warnings=prepared.warnings,
             timings=clock.timings(),
-            backend=self._backend,
+            backend=self._client.backend,
         )
 
 

@@ -35,7 +35,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--second-port", type=int, default=0, help="port of the host behind it")
     parser.add_argument("--link-ttl-s", type=float, default=300, help="how long signed links live")
     parser.add_argument("--token", default=Site.token, help="the token that Civitai routes take")
-    asyncio.run(_serve(parser.parse_args(argv)))
+    options = parser.parse_args(argv)
+    if not options.root.is_dir():
+        parser.error(f"--root: {options.root} is not a folder")
+    asyncio.run(_serve(options))
     return 0
 
 

@@ -195,7 +195,6 @@ class JobQueue:
         job.answers += not is_progress
         objection = self._objection(job, worker, size)
         if objection is None:
-            job.named_at = now
             if is_progress:
                 job.progress.append(message.get("output"))
             else:

@@ -3,6 +3,7 @@
 Source: A1111 1.10.1, modules/sd_vae.py.
 """
 
+import glob
 import json
 from pathlib import Path
 
@@ -34,8 +35,9 @@ class Vaes:
         found: dict[str, Path] = {}
         for folder, start in patterns:
             for extension in _EXTENSIONS:
-                # glob, as A1111 does: it passes over names that begin with a dot.
-                for path in _glob(folder, start + extension):
+                # Unlike Path.rglob it follows links to folders and passes over hidden names.
+                for name in glob.iglob(f"{folder}/**/{start}{extension}", recursive=True):  # noqa: PTH207
+                    path = Path(name)
                     found[path.name] = path
         self.by_name = found
         # A1111 sorts and then updates the dictionary with the result, which leaves the order as it
@@ -65,13 +67,6 @@ class Vaes:
 
     def _named(self, name: object) -> Path | None:
         return self.by_name.get(name) if isinstance(name, str) else None
-
-
-def _glob(folder: Path, pattern: str) -> list[Path]:
-    return sorted(
-        (path for path in folder.rglob(pattern) if not path.name.startswith(".")),
-        key=lambda path: path.stat().st_ino if path.exists() else 0,
-    )
 
 
 def _user_metadata(checkpoint: Path) -> dict[str, object]:

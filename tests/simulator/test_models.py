@@ -148,6 +148,15 @@ def test_a_file_can_be_made_to_weigh_exactly_so_much(size: int, tmp_path: Path) 
     assert (tmp_path / "c").stat().st_size == size
 
 
+def test_no_two_chunks_of_a_large_file_are_alike(tmp_path: Path) -> None:
+    models.write_checkpoint(tmp_path / "c", seed="s", size_bytes=5_000_000)
+
+    header, data = read(tmp_path / "c")
+    start, end = header[models.FILLER]["data_offsets"]
+    chunks = [data[i : i + 4096] for i in range(start, end, models.CHUNK)]
+    assert len(set(chunks)) == len(chunks) > 3
+
+
 def test_a_size_that_cannot_hold_the_tensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="5000 bytes"):
         models.write_checkpoint(tmp_path / "c", seed="s", size_bytes=5000)

@@ -167,6 +167,7 @@ def test_the_journal_shows_a_file_fetched_once_in_whatever_pieces(client: Client
     half = len(DATA) // 2
     client.get("/parts.bin", headers={"Range": f"bytes=0-{half - 1}", "Authorization": "Bearer x"})
     client.get("/parts.bin", headers={"Range": f"bytes={half}-"})
+    client.session.head(client.url + "/whole.bin", timeout=5)
 
     journal = client.journal()
 
@@ -179,7 +180,25 @@ def test_the_journal_shows_a_file_fetched_once_in_whatever_pieces(client: Client
     assert (part["host"], part["method"], part["path"]) == ("hub", "GET", "/parts.bin")
     assert (part["status"], part["bytes_sent"]) == (206, half)
     assert part["range"] == f"bytes=0-{half - 1}"
-    assert [entry["authorization"] for entry in journal["requests"]] == [False, True, False]
+    assert [entry["authorization"] for entry in journal["requests"]] == [False, True, False, False]
+
+
+def test_the_journal_shows_what_every_request_came_to(client: Client) -> None:
+    client.put("m.bin", DATA)
+    client.get("/missing.bin")
+    client.get("/redirect/m.bin", hops=True)
+    client.get("/m.bin?fault-status=503")
+    client.session.put(client.url + "/m.bin", timeout=5)
+
+    requests = client.journal()["requests"]
+
+    assert [(entry["host"], entry["status"]) for entry in requests] == [
+        ("hub", 404),
+        ("hub", 302),
+        ("cdn", 200),
+        ("hub", 503),
+        ("hub", 405),
+    ]
 
 
 def test_the_journal_can_be_emptied(client: Client) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from simulator import hub
+
 
 @pytest.mark.slow
 def test_the_command_says_where_it_listens_and_ends_on_sigterm(tmp_path: Path) -> None:
@@ -26,3 +28,12 @@ def test_the_command_says_where_it_listens_and_ends_on_sigterm(tmp_path: Path) -
     assert body == b"model"
     assert rest == ""
     assert process.returncode == 0
+
+
+def test_a_root_that_is_no_folder_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        hub.main(["--root", str(tmp_path / "missing")])
+
+    assert "missing is not a folder" in capsys.readouterr().err

@@ -13,13 +13,16 @@ class Cpuinfo(types.ModuleType):
     Source: runpod 1.12.0, serverless/utils/rp_debugger.py; the answer is used nowhere here.
     """
 
-    get_cpu_info = staticmethod(dict)
+    @staticmethod
+    def get_cpu_info() -> dict[str, Any]:
+        return {}
 
 
 sys.modules["cpuinfo"] = Cpuinfo("cpuinfo")
 
 import runpod  # noqa: E402 - after the stand-in
 from runpod.http_client import AsyncClientSession  # noqa: E402
+from runpod.serverless.modules.rp_http import stream_result  # noqa: E402
 from runpod.serverless.modules.rp_progress import _async_progress_update  # noqa: E402
 
 
@@ -51,6 +54,14 @@ async def progress(job: dict[str, Any]) -> Any:
     return {"steps": 3}
 
 
+async def stream(job: dict[str, Any]) -> Any:
+    # A generator handler would stream, but then all jobs of this worker would; so it is done by hand.
+    async with AsyncClientSession() as session:
+        for item in range(2):
+            await stream_result(session, {"output": item}, job)
+    return {"streamed": 2}
+
+
 async def sleep(job: dict[str, Any]) -> Any:
     note = job["input"]["note"]
     write(note, "started")
@@ -77,6 +88,7 @@ OPERATIONS = {
     "nan": nan,
     "progress": progress,
     "sleep": sleep,
+    "stream": stream,
 }
 
 

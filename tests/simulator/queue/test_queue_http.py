@@ -174,6 +174,26 @@ def test_progress_and_stream_reach_the_client(endpoint: Endpoint) -> None:
     assert endpoint.call("GET", f"stream/{job_id}").json()["stream"] == []
 
 
+@pytest.mark.parametrize("body", [b"x", b'{"output": NaN}'])
+def test_a_stream_item_that_is_not_json_is_refused_and_noted(
+    body: bytes, endpoint: Endpoint
+) -> None:
+    job_id = endpoint.run()
+    endpoint.take()
+    headers = WORKER | {"X-Request-ID": job_id}
+
+    path = f"job-stream/w1/{job_id}?gpu=X&isStream=false"
+    answer = endpoint.call("POST", path, headers=headers, data=body)
+
+    assert answer.status_code == 400
+    assert endpoint.call("GET", f"stream/{job_id}").json()["stream"] == []
+    assert len(endpoint.journal()["violations"]) == 1
+
+
+def test_a_result_for_a_job_that_never_was_is_404(endpoint: Endpoint) -> None:
+    assert endpoint.done("never-was", {"output": 1}) == 404
+
+
 def test_a_cancel_reaches_the_worker_that_waits_on_its_stop_channel(endpoint: Endpoint) -> None:
     job_id = endpoint.run()
     endpoint.take()

@@ -4,6 +4,7 @@ The clocks run twenty times as fast as ours: a second here is twenty of the plat
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 SCALE = 20
 WORKER = Path(__file__).with_name("sdk_worker.py")
+CLIENT = Path(__file__).with_name("sdk_client.py")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 
 
@@ -186,6 +188,33 @@ def test_jobs_are_taken_again_after_the_take_route_was_broken(served: Endpoint) 
     served.fault(route="job-take", status=0, times=2)
 
     assert ended(served, served.run({"op": "echo"}))["status"] == "COMPLETED"
+
+
+def test_the_sdks_own_client_understands_every_answer(served: Endpoint, tmp_path: Path) -> None:
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "RUNPOD_API_KEY": "simulated-key",
+        "RUNPOD_ENDPOINT_BASE_URL": f"{served.url}/v2",
+    }
+
+    # What it says on stderr is left to be shown should it fail.
+    out = subprocess.run(
+        [sys.executable, str(CLIENT), "sim", str(tmp_path / "note")],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=60,
+    ).stdout
+
+    seen = json.loads(out.splitlines()[-1])
+    assert seen["run_sync"] == seen["output"] == {"echo": {"op": "echo"}}
+    assert (seen["status"], seen["cancelled"]) == ("COMPLETED", "CANCELLED")
+    assert seen["cancel"]["status"] == "CANCELLED"
+    assert seen["stream"] == [0, 1]
+    assert seen["purge"]["status"] == "completed"
+    assert seen["health"]["workers"]["running"] + seen["health"]["workers"]["idle"] == 1
 
 
 def test_a_correct_worker_breaks_no_rule_of_the_protocol(served: Endpoint) -> None:

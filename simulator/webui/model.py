@@ -1,0 +1,151 @@
+"""The checkpoint and the VAE that are loaded, and what it takes to change them.
+
+The weights of a new checkpoint go into the model that is there. While that happens, the model is
+taken out of its "hijack" (which is what understands emphasis, embeddings and long prompts); when
+reading the new file fails, it stays out, and until the next load pictures differ.
+
+Source: A1111 1.10.1, modules/sd_models.py, reload_model_weights and load_model_weights.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from simulator.webui import weights
+from simulator.webui.checkpoints import Checkpoint, Checkpoints
+from simulator.webui.embeddings import Embeddings
+from simulator.webui.failure import Failure
+from simulator.webui.hashes import HashCache
+from simulator.webui.networks import Networks
+from simulator.webui.options import Options
+from simulator.webui.vaes import Vaes
+
+
+@dataclass
+class Parts:
+    """What a model is made from; owned by the program as a whole."""
+
+    options: Options
+    hashes: HashCache
+    checkpoints: Checkpoints
+    vaes: Vaes
+    networks: Networks
+    embeddings: Embeddings
+
+
+class Model:
+    """The one model in memory, if any. Callers hold the queue's lock, but for the first load."""
+
+    def __init__(self, parts: Parts, on_load: Callable[[], None]) -> None:
+        """Load nothing yet; `on_load` is called in the midst of every load."""
+        self._parts = parts
+        self._on_load = on_load
+        self._first_load = threading.Lock()
+        self.checkpoint: Checkpoint | None = None
+        self.content = ""
+        """Digest of the loaded bytes: a file that was replaced since does not count."""
+        self.width = 0
+        self.is_nan = False
+        self.is_hijacked = True
+        self.vae: Path | None = None
+        self.vae_content = ""
+        self.loads = 0
+
+    def get(self) -> Checkpoint | None:
+        """Return the loaded checkpoint, loading the selected one first if none ever was.
+
+        A load that fails leaves None, and its reason in the log alone.
+
+        Source: A1111 1.10.1, modules/sd_models.py, SdModelData.get_sd_model.
+        """
+        with self._first_load:
+            if self.checkpoint is None:
+                try:
+                    self._load(self._selected(), into_options=True)
+                except Failure as failure:
+                    print(f"Stable diffusion model failed to load: {failure}")
+            return self.checkpoint
+
+    def _selected(self) -> Checkpoint:
+        return self._parts.checkpoints.select(self._parts.options["sd_model_checkpoint"])
+
+    def reload(self, wanted: Checkpoint | None = None, *, into_options: bool = True) -> None:
+        """Load `wanted`, or what the options select, unless its file is the one that is loaded.
+
+        A file of the same name with another content is the same file.
+
+        Raises:
+            Failure: the file is gone or damaged, or there is none at all.
+        """
+        with self._first_load:
+            wanted = wanted or self._selected()
+            if self.checkpoint is None or self.checkpoint.path != wanted.path:
+                self._load(wanted, into_options=into_options)
+
+    def _load(self, wanted: Checkpoint, *, into_options: bool) -> None:
+        self.is_hijacked = False
+        self._parts.checkpoints.learn_hash(wanted)
+        header = None
+        if wanted.path.suffix == ".safetensors":
+            header = weights.read_header(wanted.path)
+        self._on_load()
+        self.loads += 1
+        self.checkpoint = wanted
+        self.content = wanted.sha256 or weights.fingerprint(wanted.path)
+        self.width = weights.text_width(header) if header else 0
+        self.is_nan = header is not None and weights.has_nan_weights(wanted.path, header)
+        self.is_hijacked = True
+        if into_options:
+            self._parts.options.data["sd_model_checkpoint"] = wanted.title
+            self._parts.options.data["sd_checkpoint_hash"] = wanted.sha256
+        self._parts.networks.reset()
+        self.vae, self.vae_content = None, ""
+        self._use_vae(self._parts.vaes.of(wanted.path))
+        self._parts.embeddings.reload(self.width, force=True)
+
+    def reload_vae(self) -> None:
+        """Use the VAE that the options select now; an unknown name is none.
+
+        Raises:
+            Failure: there is no checkpoint, or the VAE's file is gone or damaged.
+        """
+        checkpoint = self.get()
+        if checkpoint is None:
+            raise Failure("AttributeError", "'NoneType' object has no attribute 'sd_checkpoint_info'")
+        self._use_vae(self._parts.vaes.of(checkpoint.path))
+
+    def _use_vae(self, path: Path | None) -> None:
+        if path == self.vae:
+            return
+        if path is not None:
+            if not path.is_file():
+                raise Failure("AssertionError", f"VAE specified in settings doesn't exist: {path}")
+            if path.suffix == ".safetensors":
+                weights.read_header(path)
+        self.vae_content = weights.fingerprint(path) if path else ""
+        self.vae = path
+
+    def vae_hash(self) -> str | None:
+        """Return ten digits of the VAE's hash.
+
+        All VAEs share one entry of the cache, there as here: after a switch to an older file the
+        hash of the one before is answered.
+
+        Source: A1111 1.10.1, modules/sd_vae.py, get_loaded_vae_hash.
+        """
+        if self.vae is None:
+            return None
+        sha256 = self._parts.hashes.of(self.vae, "vae")
+        return sha256[:10] if sha256 else None
+
+
+def slow_load(seconds: Callable[[], float]) -> Callable[[], None]:
+    """Return an `on_load` that takes as long as `seconds` says at the time."""
+
+    def wait() -> None:
+        if (delay := seconds()) > 0:
+            time.sleep(delay)
+
+    return wait

@@ -1,0 +1,472 @@
+import hashlib
+import io
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from model_cache import magic, transfer
+from model_cache.models import Progress
+from model_cache.sources import Download, resolve
+from model_cache.transfer import Fetched, Limits, Watch
+from schemas.errors import (
+    DownloadBudgetExceededError,
+    DownloadIncompleteError,
+    InvalidInputError,
+    JobCancelledError,
+    ModelAccessDeniedError,
+    ModelNotFoundError,
+    ModelUnsafeError,
+    SourceQuotaError,
+    SourceUnavailableError,
+    VolumeFullError,
+    WorkerError,
+)
+from tests.model_cache.conftest import Hub, settings_for
+
+SIZE = 300_000
+BYTES = hashlib.shake_256(b"model").digest(SIZE)
+LIMITS = Limits(max_bytes=10**9, max_s=20, stall_s=5, allow_private_hosts=True, pause_s=0.01)
+
+
+@pytest.fixture
+def url(model_hub: Hub) -> str:
+    (model_hub.root / "m").write_bytes(BYTES)
+    return f"{model_hub.url}/m"
+
+
+def fetch(url: str, into: io.BytesIO | None = None, **options: Any) -> Fetched:
+    """Fetch `url` with `LIMITS`, changed by `options`."""
+    watch = Watch(
+        options.pop("cancelled", threading.Event()),
+        options.pop("progress", None),
+        options.pop("look", None),
+    )
+    download = Download(url, url.partition("?")[0], options.pop("authorization", ""))
+    limits = Limits(**{**vars(LIMITS), **options})
+    return transfer.fetch(download, io.BytesIO() if into is None else into, limits, watch)
+
+
+def test_a_file_comes_whole_with_its_digest_and_name(url: str) -> None:
+    into = io.BytesIO()
+
+    fetched = fetch(url, into)
+
+    assert into.getvalue() == BYTES
+    assert fetched == Fetched(hashlib.sha256(BYTES).hexdigest(), SIZE, SIZE, "m")
+
+
+def test_the_host_learns_who_asks_and_sends_no_packed_bytes(model_hub: Hub, url: str) -> None:
+    fetch(url)
+
+    assert model_hub.requests[0].user_agent == "a1111-worker/0.1"
+
+
+@pytest.mark.parametrize("how", ["chunked", "no_length"])
+def test_a_file_of_unsaid_size_comes_whole(model_hub: Hub, url: str, how: str) -> None:
+    model_hub.spoil(chunked=how == "chunked", no_length=how == "no_length")
+
+    assert fetch(url).size_bytes == SIZE
+
+
+def test_a_broken_connection_is_resumed_where_it_broke(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(cut=100_000)
+    into = io.BytesIO()
+
+    fetched = fetch(url, into)
+
+    assert into.getvalue() == BYTES
+    assert fetched.received_bytes == SIZE
+    assert [request.range for request in model_hub.requests] == [None, "bytes=100000-"]
+
+
+def test_many_breaks_do_not_end_a_fetch_that_moves_on(model_hub: Hub, url: str) -> None:
+    large = BYTES * 30
+    (model_hub.root / "m").write_bytes(large)
+    model_hub.spoil(cut=2_000_000, times=4)
+    into = io.BytesIO()
+
+    fetched = fetch(url, into)
+
+    assert into.getvalue() == large
+    assert fetched.received_bytes == len(large)
+    assert len(model_hub.requests) == 5
+
+
+def test_a_host_that_gives_crumbs_ends_in_an_error(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(cut=5, times=-1)
+
+    with pytest.raises(DownloadIncompleteError, match="broke off after 15 bytes"):
+        fetch(url)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param({"no_range": True}, id="ignores the range"),
+        pytest.param({"etag": "none"}, id="has no etag any more"),
+        pytest.param({"etag": "changing"}, id="has another etag"),
+        pytest.param({"status": 416}, id="refuses the range"),
+        pytest.param({"cut": 0}, id="breaks again at once"),
+    ],
+)
+def test_whatever_a_host_does_with_the_rest_the_bytes_are_right(
+    model_hub: Hub, url: str, second: dict[str, Any]
+) -> None:
+    model_hub.spoil(cut=100_000)
+    model_hub.spoil(**second)
+    into = io.BytesIO()
+
+    fetched = fetch(url, into)
+
+    assert into.getvalue() == BYTES
+    assert fetched.sha256 == hashlib.sha256(BYTES).hexdigest()
+
+
+@pytest.mark.parametrize("etag", ["none", "weak"])
+def test_without_a_strong_etag_a_broken_fetch_starts_again(
+    model_hub: Hub, url: str, etag: str
+) -> None:
+    model_hub.spoil(cut=100_000, etag=etag)
+    into = io.BytesIO()
+
+    fetched = fetch(url, into)
+
+    assert into.getvalue() == BYTES
+    assert fetched.received_bytes == SIZE + 100_000
+    assert [request.range for request in model_hub.requests] == [None, None]
+
+
+def test_a_file_that_changes_between_two_tries_is_never_mixed(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(cut=100_000)
+    other = BYTES[::-1]
+    into = io.BytesIO()
+
+    def replace_it(_: Progress) -> None:
+        (model_hub.root / "m").write_bytes(other)
+
+    fetch(url, into, progress=replace_it)
+
+    assert into.getvalue() == other
+
+
+def test_a_host_that_breaks_every_time_ends_in_an_error(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(drop=True, times=-1)
+
+    with pytest.raises(SourceUnavailableError, match="could not be reached"):
+        fetch(url)
+
+    assert len(model_hub.requests) == 3
+
+
+def test_a_host_that_never_gets_further_ends_in_an_error(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(cut=1000, etag="none", times=-1)
+
+    with pytest.raises(DownloadIncompleteError, match="broke off after 1000 bytes"):
+        fetch(url)
+
+    assert len(model_hub.requests) == 3
+
+
+def test_a_promise_of_more_bytes_than_there_are_is_noticed(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(length=7, etag="none", times=-1)
+
+    with pytest.raises(DownloadIncompleteError):
+        fetch(url)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "tries"),
+    [
+        (401, ModelAccessDeniedError, 1),
+        (403, ModelAccessDeniedError, 1),
+        (404, ModelNotFoundError, 1),
+        (410, ModelNotFoundError, 1),
+        (451, ModelNotFoundError, 1),
+        (429, SourceQuotaError, 3),
+        (408, SourceUnavailableError, 3),
+        (500, SourceUnavailableError, 3),
+        (503, SourceUnavailableError, 3),
+    ],
+)
+def test_a_refusal_becomes_our_error_with_what_the_host_said(
+    model_hub: Hub, url: str, status: int, error: type[WorkerError], tries: int
+) -> None:
+    model_hub.spoil(status=status, times=-1)
+
+    with pytest.raises(error) as caught:
+        fetch(url)
+
+    assert f'answered {status}: "This answer was asked to be wrong".' in str(caught.value)
+    assert caught.value.details["status"] == status
+    assert len(model_hub.requests) == tries
+
+
+def test_a_host_that_was_busy_is_asked_again_when_it_said(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(status=503, retry_after="1")
+    started = time.monotonic()
+
+    assert fetch(url).size_bytes == SIZE
+    assert 1 <= time.monotonic() - started < 5
+
+
+def test_a_host_that_wants_an_hour_of_patience_is_not_waited_for(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(status=429, retry_after="3600")
+
+    with pytest.raises(SourceQuotaError):
+        fetch(url)
+
+    assert len(model_hub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ({"html": True}, "text/html"),
+        ({"json_error": True}, 'application/json instead of a model: "This answer'),
+        ({"gzip": True}, "packed as 'gzip'"),
+    ],
+)
+def test_an_answer_that_is_no_file_is_refused(
+    model_hub: Hub, url: str, how: dict[str, Any], what: str
+) -> None:
+    model_hub.spoil(**how)
+
+    with pytest.raises(ModelUnsafeError, match=what):
+        fetch(url)
+
+    assert len(model_hub.requests) == 1
+
+
+def test_a_pickle_is_refused_by_its_first_bytes(model_hub: Hub, url: str) -> None:
+    (model_hub.root / "m").write_bytes(b"PK\x03\x04" + BYTES * 100)
+
+    with pytest.raises(ModelUnsafeError, match="zip archive"):
+        fetch(url, look=magic.refuse)
+
+    assert model_hub.requests[0].bytes_sent < SIZE * 100
+
+
+def test_a_file_above_the_limit_is_refused_before_it_comes(url: str) -> None:
+    into = io.BytesIO()
+
+    with pytest.raises(DownloadBudgetExceededError) as caught:
+        fetch(url, into, max_bytes=SIZE - 1)
+
+    assert into.getvalue() == b""
+    assert caught.value.details == {"size_bytes": SIZE, "limit_bytes": SIZE - 1}
+
+
+def test_a_file_of_unsaid_size_is_stopped_at_the_limit(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(chunked=True)
+    into = io.BytesIO()
+
+    with pytest.raises(DownloadBudgetExceededError):
+        fetch(url, into, max_bytes=1000)
+
+    assert len(into.getvalue()) <= 1000 + transfer.CHUNK_BYTES
+
+
+def test_a_silent_host_is_given_up(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(stall=1000, etag="none", times=-1)
+    started = time.monotonic()
+
+    with pytest.raises(DownloadIncompleteError):
+        fetch(url, stall_s=0.3)
+
+    assert time.monotonic() - started < 5
+
+
+def test_a_host_that_takes_the_request_and_never_answers_is_given_up(
+    model_hub: Hub, url: str
+) -> None:
+    model_hub.spoil(delay_s=60, times=-1)
+
+    with pytest.raises(SourceUnavailableError, match="did not answer"):
+        fetch(url, stall_s=0.2)
+
+
+def test_time_is_up_even_while_the_host_is_silent(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(stall=1000)
+    started = time.monotonic()
+
+    with pytest.raises(DownloadBudgetExceededError, match=r"longer than 0\.5 s"):
+        fetch(url, max_s=0.5, stall_s=30)
+
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("how", [{"stall": 1000}, {"delay_s": 60}, {"rate": 1000}])
+def test_a_cancelled_job_lets_go_at_once(model_hub: Hub, url: str, how: dict[str, Any]) -> None:
+    model_hub.spoil(times=-1, **how)
+    cancelled = threading.Event()
+    timer = threading.Timer(0.3, cancelled.set)
+    timer.start()
+    started = time.monotonic()
+
+    with pytest.raises(JobCancelledError):
+        fetch(url, cancelled=cancelled, stall_s=30)
+
+    assert time.monotonic() - started < 2
+    timer.join()
+
+
+def test_a_cancelled_job_does_not_wait_for_the_next_try(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(status=503, retry_after="50", times=-1)
+    cancelled = threading.Event()
+    timer = threading.Timer(0.2, cancelled.set)
+    timer.start()
+
+    with pytest.raises(JobCancelledError):
+        fetch(url, cancelled=cancelled)
+
+    timer.join()
+
+
+def test_a_redirect_to_another_host_does_not_get_the_token(model_hub: Hub, url: str) -> None:
+    assert fetch(url.replace("/m", "/redirect/m"), authorization="Bearer t").size_bytes == SIZE
+
+    assert [(entry.host, entry.authorization) for entry in model_hub.requests] == [
+        ("hub", True),
+        ("cdn", False),
+    ]
+
+
+def test_a_redirect_within_a_host_keeps_the_token(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(redirect="/m", path="/start")
+
+    fetch(url.replace("/m", "/start"), authorization="Bearer t")
+
+    assert [entry.authorization for entry in model_hub.requests] == [True, True]
+
+
+def test_a_token_does_not_come_back_with_a_redirect_to_its_host(model_hub: Hub, url: str) -> None:
+    elsewhere = model_hub.url.replace("127.0.0.1", "localhost")
+    model_hub.spoil(redirect=f"{elsewhere}/back", path="/start")
+    model_hub.spoil(redirect=url, path="/back")
+
+    fetch(url.replace("/m", "/start"), authorization="Bearer t")
+
+    assert [entry.authorization for entry in model_hub.requests] == [True, False, False]
+
+
+def test_a_signed_link_that_expired_is_asked_for_again(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(cut=100_000, host="cdn")
+    into = io.BytesIO()
+
+    fetch(url.replace("/m", "/redirect/m"), into)
+
+    assert into.getvalue() == BYTES
+    assert [entry.host for entry in model_hub.requests] == ["hub", "cdn", "hub", "cdn"]
+
+
+def test_a_redirect_loop_ends(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(redirect="loop", times=-1)
+
+    with pytest.raises(SourceUnavailableError, match="more than 5 times"):
+        fetch(url)
+
+    assert len(model_hub.requests) == 6
+
+
+@pytest.mark.parametrize("target", ["file", "ftp://host/m", "http://[::1", "https://h:99999/"])
+def test_a_redirect_to_what_may_not_be_asked_is_refused(
+    model_hub: Hub, url: str, target: str
+) -> None:
+    model_hub.spoil(redirect=target)
+
+    with pytest.raises(InvalidInputError):
+        fetch(url)
+
+
+def test_a_private_host_is_refused_and_not_asked(model_hub: Hub, url: str) -> None:
+    with pytest.raises(InvalidInputError, match="not at a public address") as caught:
+        fetch(url.replace("http:", "https:"), allow_private_hosts=False)
+
+    assert caught.value.details["field"] == "url"
+    assert model_hub.requests == []
+
+
+def test_plain_http_is_refused(model_hub: Hub, url: str) -> None:
+    with pytest.raises(InvalidInputError, match="https"):
+        fetch(url, allow_private_hosts=False)
+
+    assert model_hub.requests == []
+
+
+def test_an_unknown_host_is_unavailable() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+
+    with pytest.raises(SourceUnavailableError, match="could not be reached"):
+        fetch(f"http://127.0.0.1:{port}/m")
+
+
+def test_a_host_without_a_trusted_certificate_is_unavailable(model_hub: Hub, url: str) -> None:
+    with pytest.raises(SourceUnavailableError, match="certificate"):
+        fetch(url.replace("http:", "https:"))
+
+    assert model_hub.requests == []
+
+
+def test_a_full_disk_is_told_as_such(url: str) -> None:
+    class Full(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(VolumeFullError, match="No space left"):
+        fetch(url, Full())
+
+
+def test_progress_is_told_a_few_times_and_at_the_end(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(rate=400_000)
+    told: list[Progress] = []
+
+    fetch(url, progress=told.append)
+
+    assert 2 <= len(told) <= 6
+    assert told[-1] == Progress(SIZE, SIZE)
+    assert [step.done_bytes for step in told] == sorted(step.done_bytes for step in told)
+
+
+SECRETS = ("signed-secret", "token-secret")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(how, id=next(iter(how)))
+        for how in (
+            {"status": 403},
+            {"status": 500},
+            {"html": True},
+            {"drop": True},
+            {"cut": 5},
+            {"gzip": True},
+            {"redirect": "loop"},
+            {"redirect": "ftp://h/m?X-Signature=signed-secret"},
+        )
+    ],
+)
+def test_no_error_shows_a_token_or_a_signature(
+    model_hub: Hub, url: str, spoil: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model_hub.spoil(times=-1, **spoil)
+
+    with caplog.at_level("DEBUG"), pytest.raises(WorkerError) as caught:
+        fetch(f"{url}?signature=signed-secret", authorization="Bearer token-secret", tries=2)
+
+    shown = f"{caught.value.as_response()} {caught.value.__cause__!r} {caplog.text}"
+    assert not any(secret in shown for secret in SECRETS)
+
+
+def test_limits_come_from_the_settings(model_hub: Hub, url: str) -> None:
+    settings = settings_for(model_hub.root, max_download_gb=0.0001)
+
+    with pytest.raises(DownloadBudgetExceededError, match=f"{SIZE} bytes"):
+        transfer.fetch(
+            resolve(url, settings, {}), io.BytesIO(), Limits.of(settings), Watch(threading.Event())
+        )

@@ -1,0 +1,273 @@
+"""start.sh, run for real; only the interpreters are stand-ins."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.links import FOLDERS
+
+ROOT = Path(__file__).parent.parent
+START_SH = ROOT / "start.sh"
+LIBM = next(Path("/usr/lib").glob("*/libm.so.6"))
+
+# In place of the worker's interpreter: the real one for preflight, a look around for the handler.
+WORKER = f"""#!{sys.executable}
+import json, os, sys
+if sys.argv[1] == "-m":
+    os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
+options = dict(zip(sys.argv[3::2], map(int, sys.argv[4::2])))
+with os.fdopen(options["--webui-log"]) as log:
+    running = os.waitpid(options["--webui-pid"], os.WNOHANG) == (0, 0)
+    open(os.environ["GO"], "w").close()
+    lines = log.read().splitlines()
+_, status = os.waitpid(options["--webui-pid"], 0)
+print(json.dumps({{"argv": sys.argv[1:], "pid": os.getpid(), "cwd": os.getcwd(),
+    "environ": dict(os.environ), "running": running, "lines": lines,
+    "code": os.waitstatus_to_exitcode(status)}}))
+"""
+
+# In place of A1111's: says what it was given; when told to wait, ends when the worker has looked.
+WEBUI = f"""#!{sys.executable}
+import json, os, sys, time
+from pathlib import Path
+print(json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd(), "environ": dict(os.environ)}}),
+      flush=True)
+print("and on stderr", file=sys.stderr)
+if "GO" in os.environ:
+    while not Path(os.environ["GO"]).exists():
+        time.sleep(0.01)
+    sys.exit(7)
+"""
+
+
+class Container:
+    """A folder that looks like the image, with stand-ins for both interpreters."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for folder in ("webui", "volume", "elsewhere"):
+            (root / folder).mkdir()
+        (root / "webui" / "launch.py").touch()
+        self.environ = {
+            "PATH": os.defpath,
+            "WORKER_PYTHON": self.program("worker-python", WORKER),
+            "WORKER_CACHE_DIR": str(root / "cache"),
+            "WEBUI_DIR": str(root / "webui"),
+            "WEBUI_PYTHON": self.program("webui-python", WEBUI),
+            "WEBUI_DATA_DIR": str(root / "data"),
+            "WEBUI_MALLOC": "",
+            "A1111_CACHE_VOLUME": str(root / "volume"),
+            "A1111_WEBUI_LINKS": str(root / "links"),
+        }
+
+    def program(self, name: str, text: str) -> str:
+        file = self.root / name
+        file.write_text(text)
+        file.chmod(0o755)
+        return str(file)
+
+    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [START_SH, *arguments],
+            cwd=self.root / "elsewhere",
+            env=self.environ | environ,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    def webui(self, **environ: str) -> dict[str, Any]:
+        """Become A1111; return what its stand-in was given."""
+        given: dict[str, Any] = json.loads(self.run("webui", **environ).stdout)
+        return given
+
+    def worker(self, **environ: str) -> dict[str, Any]:
+        """Become the worker; return what the handler's stand-in saw."""
+        done = self.run(GO=str(self.root / "go"), **environ)
+        assert done.returncode == 0, done.stderr
+        seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return seen
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Container:
+    return Container(tmp_path)
+
+
+def flags_of(argv: list[str]) -> dict[str, str]:
+    """Return the flags that have a value; of one given twice the last, as A1111 reads them."""
+    pairs = zip(argv, [*argv[1:], "--"], strict=True)
+    return {flag: value for flag, value in pairs if flag[:2] == "--" and value[:2] != "--"}
+
+
+def test_a1111_is_the_workers_own_child_and_its_end_is_seen(container: Container) -> None:
+    seen = container.worker()
+
+    assert seen["running"]
+    assert seen["code"] == 7
+
+
+def test_a1111s_output_reaches_the_worker(container: Container) -> None:
+    seen = container.worker()
+
+    assert json.loads(seen["lines"][0])["argv"][:2] == ["-u", "launch.py"]
+    assert seen["lines"][1:] == ["and on stderr"]
+
+
+def test_the_worker_takes_the_place_of_the_script(container: Container) -> None:
+    process = subprocess.Popen(
+        [START_SH],
+        env=container.environ | {"GO": str(container.root / "go")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    output = process.communicate(timeout=30)[0]
+
+    assert json.loads(output.splitlines()[-1])["pid"] == process.pid
+
+
+def test_the_worker_runs_in_its_own_folder_with_caches_off_the_volume(
+    container: Container,
+) -> None:
+    seen = container.worker(
+        HF_HOME="/runpod-volume/hf", HF_HUB_CACHE="/runpod-volume/hub", XDG_CACHE_HOME="/volume"
+    )
+
+    cache = str(container.root / "cache")
+    assert seen["cwd"] == str(ROOT)
+    assert seen["environ"]["HF_HOME"] == f"{cache}/huggingface"
+    assert seen["environ"]["XDG_CACHE_HOME"] == cache
+    assert "HF_HUB_CACHE" not in seen["environ"]
+    assert json.loads(seen["lines"][0])["environ"]["HF_HOME"] == f"{cache}/huggingface"
+
+
+def test_preflight_comes_first_and_its_exit_code_is_passed_on(container: Container) -> None:
+    done = container.run(A1111_CACHE_STALL_S="soon", GO=str(container.root / "go"))
+
+    assert done.returncode == 78
+    assert "A1111_CACHE_STALL_S" in done.stderr
+    assert not (container.root / "go").exists()
+
+
+def test_preflight_prepares_the_folder_that_a1111_is_told_of(container: Container) -> None:
+    container.worker()
+
+    assert (container.root / "data" / "config.json").is_file()
+    assert flags_of(container.webui()["argv"])["--data-dir"] == str(container.root / "data")
+
+
+@pytest.mark.slow
+def test_a1111_does_not_outlive_a_killed_worker(container: Container) -> None:
+    pid_file = container.root / "pid"
+    container.program(
+        "worker-python",
+        f"#!/bin/sh\n[ $1 = -m ] || {{ echo $4 >{pid_file}.new; mv {pid_file}.new {pid_file};"
+        " exec sleep 60; }\n",
+    )
+    container.program("webui-python", "#!/bin/sh\nexec sleep 60\n")
+    with subprocess.Popen([START_SH], env=container.environ) as process:
+        wait_for(pid_file.exists)
+        child = Path("/proc") / pid_file.read_text().strip()
+        wait_for(lambda: (child / "comm").read_text() == "sleep\n")
+
+        process.kill()
+
+    wait_for(lambda: not child.exists() or " Z " in (child / "stat").read_text())
+
+
+def wait_for(happens: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a1111_starts_headless_in_its_own_folder_and_loads_nothing(container: Container) -> None:
+    given = container.webui()
+
+    assert given["cwd"] == str(container.root / "webui")
+    assert given["argv"][:2] == ["-u", "launch.py"]
+    assert set(given["argv"]) >= {
+        "--api",
+        "--nowebui",
+        "--skip-load-model-at-start",
+        "--no-download-sd-model",
+        "--skip-prepare-environment",
+    }
+    assert "--disable-safe-unpickle" not in given["argv"]
+
+
+def test_a1111_listens_on_loopback_whatever_the_flags_say(container: Container) -> None:
+    flags = flags_of(
+        container.webui(
+            A1111_WEBUI_FLAGS="--server-name 0.0.0.0 --port 1", A1111_WEBUI_PORT="3456"
+        )["argv"]
+    )
+
+    assert flags["--server-name"] == "127.0.0.1"
+    assert flags["--port"] == "3456"
+
+
+def test_an_empty_variable_is_an_absent_one(container: Container) -> None:
+    flags = flags_of(container.webui(A1111_WEBUI_PORT="", A1111_WEBUI_LINKS="")["argv"])
+
+    assert flags["--port"] == "3000"
+    assert flags["--lora-dir"] == "/tmp/a1111-models/Lora"
+
+
+def test_a1111_is_shown_every_folder_of_links_and_no_other(container: Container) -> None:
+    (container.root / "data" / "extensions" / "sd-webui-controlnet").mkdir(parents=True)
+
+    argv = container.webui()["argv"]
+
+    links = container.root / "links"
+    shown = {word for word in argv if word.startswith(f"{links}/")}
+    assert shown == {str(links / folder) for folder in FOLDERS.values()}
+    assert flags_of(argv)["--ckpt-dir"] == str(links / "Stable-diffusion")
+
+
+def test_a_flag_of_an_absent_extension_is_left_out(container: Container) -> None:
+    assert "--controlnet-dir" not in container.webui()["argv"]
+
+
+def test_flags_of_the_user_are_split_at_white_space_and_nothing_else(container: Container) -> None:
+    argv = container.webui(A1111_WEBUI_FLAGS="  --xformers\n--styles-file\t*.csv $HOME ")["argv"]
+
+    start = argv.index("--xformers")
+    assert argv[start : start + 5] == [
+        "--xformers",
+        "--styles-file",
+        "*.csv",
+        "$HOME",
+        "--server-name",
+    ]
+
+
+def test_tcmalloc_is_preloaded_where_it_is_installed(container: Container) -> None:
+    assert "LD_PRELOAD" not in container.webui(WEBUI_MALLOC="/absent.so")["environ"]
+    assert container.webui(WEBUI_MALLOC=str(LIBM))["environ"]["LD_PRELOAD"] == str(LIBM)
+
+
+def test_help_is_printed_on_request(container: Container) -> None:
+    done = container.run("--help")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: start.sh")
+
+
+@pytest.mark.parametrize("arguments", [["check-everything"], ["webui", "--listen"], [""]])
+def test_an_unknown_word_is_refused_with_the_usage(
+    container: Container, arguments: list[str]
+) -> None:
+    done = container.run(*arguments)
+
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith("usage: start.sh")

@@ -1,0 +1,308 @@
+"""Jobs against the simulated A1111, without the SDK: what a job asks for, and what it must not leave."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Timer
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from model_cache.cache import ModelCache
+from schemas.errors import (
+    BackendFailedError,
+    BackendOutOfMemoryError,
+    InvalidInputError,
+    JobCancelledError,
+    ModelCorruptError,
+    ModelIncompatibleError,
+    OutputTooLargeError,
+    WrongModelUsedError,
+)
+from schemas.settings import CacheSettings, OutputSettings, Settings, WebuiSettings
+from simulator import models as files
+from tests.conftest import Simulator, running
+from worker.client import WebuiClient
+from worker.run import Runner
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"steps": 2, "width": 64, "height": 64, "seed": 1}
+
+
+def ignore(progress: dict[str, Any]) -> None:
+    del progress
+
+
+@dataclass
+class World:
+    runner: Runner
+    webui: Simulator
+    models: Path
+
+    def run(self, *, cancelled: Event | None = None, **fields: Any) -> dict[str, Any]:
+        job = {"id": "job-1", "input": {"checkpoint": "a", "prompt": "a cat", **SMALL, **fields}}
+        return dict(self.runner.run(job, cancelled or Event(), ignore))
+
+    def sent(self) -> dict[str, Any]:
+        """Return the body of the last generation that A1111 received."""
+        journal = self.webui.get("/simulator/journal")
+        entries = [e for e in journal["requests"] if e["path"].endswith(("/txt2img", "/img2img"))]
+        body: dict[str, Any] = entries[-1]["body"]
+        return body
+
+
+def write_models(folder: Path) -> None:
+    for name in ("a", "b"):
+        files.write_checkpoint(folder / "checkpoints" / f"{name}.safetensors", seed=name)
+    files.write_checkpoint(folder / "checkpoints" / "xl.safetensors", seed="xl", base="sdxl")
+    files.write_lora(folder / "loras" / "detail.safetensors", seed="detail")
+    files.write_lora(folder / "loras" / "colon:name.safetensors", seed="colon")
+    files.write_lora(folder / "loras" / "xl_lora.safetensors", seed="xl", base="sdxl")
+    (folder / "loras" / "cut.safetensors").write_bytes(
+        (folder / "loras" / "detail.safetensors").read_bytes()[:-1]
+    )
+    files.write_vae(folder / "vae" / "soft.safetensors", seed="soft")
+    files.write_embedding(folder / "embeddings" / "easyneg.safetensors", seed="neg")
+
+
+def settings(folder: Path, webui: Simulator, **changes: Any) -> Settings:
+    return Settings(
+        cache=CacheSettings(volume=folder),
+        webui=WebuiSettings(port=int(webui.url.rpartition(":")[2]), links=folder / "links"),
+        **changes,
+    )
+
+
+def runner(configured: Settings) -> Runner:
+    client = WebuiClient(f"http://127.0.0.1:{configured.webui.port}")
+    made = Runner(ModelCache(configured.cache), client, configured)
+    made.show_models()
+    return made
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("run")
+    write_models(folder / "models")
+    with running("webui", "--models-dir", folder / "links") as webui:
+        yield World(runner(settings(folder, webui)), webui, folder / "models")
+
+
+def picture(answer: dict[str, Any]) -> bytes:
+    return base64.b64decode(answer["images"][0])
+
+
+def test_the_checkpoint_goes_into_every_request_and_stays(world: World) -> None:
+    answer = world.run(checkpoint="b")
+
+    assert json.loads(answer["info"])["sd_model_name"] == "b"
+    assert world.sent()["override_settings"]["sd_model_checkpoint"] == "b.safetensors"
+    assert world.sent()["override_settings_restore_afterwards"] is False
+
+
+def test_two_jobs_on_one_checkpoint_load_it_once(world: World) -> None:
+    world.run(checkpoint="a")
+    before = world.webui.get("/simulator/journal")["loads"]
+    for _ in range(3):
+        world.run(checkpoint="a")
+
+    assert world.webui.get("/simulator/journal")["loads"] == before
+
+
+def test_no_option_of_a_job_reaches_the_next(world: World) -> None:
+    plain = world.run()
+    overridden = world.run(override_settings={"CLIP_stop_at_last_layers": 2})
+
+    assert json.loads(overridden["info"])["clip_skip"] == 2
+    again = world.run()
+    assert json.loads(again["info"])["clip_skip"] == 1
+    assert again["images"] == plain["images"]
+
+
+def test_no_option_of_an_infotext_reaches_the_next(world: World) -> None:
+    plain = world.run()
+    world.run(infotext="a dog\nSteps: 2, Sampler: DDIM, Seed: 3, Size: 64x64, Clip skip: 2")
+
+    again = world.run()
+
+    assert json.loads(again["info"])["clip_skip"] == 1
+    assert again["images"] == plain["images"]
+
+
+def test_no_vae_of_a_job_reaches_the_next(world: World) -> None:
+    plain = world.run()
+    with_vae = world.run(vae="soft")
+    again = world.run()
+
+    assert json.loads(with_vae["info"])["sd_vae_name"] == "soft.safetensors"
+    assert with_vae["images"] != plain["images"]
+    assert json.loads(again["info"])["sd_vae_name"] is None
+    assert again["images"] == plain["images"]
+
+
+def test_a_lora_changes_the_picture_and_is_in_the_prompt(world: World) -> None:
+    plain = world.run()
+    with_lora = world.run(loras=[{"name": "detail", "scale": 0.7}])
+
+    assert with_lora["parameters"]["prompt"] == "<lora:detail:0.7> a cat"
+    assert with_lora["images"] != plain["images"]
+
+
+def test_a_name_that_no_tag_can_carry_works(world: World) -> None:
+    answer = world.run(loras=["colon:name"])
+
+    assert answer["parameters"]["prompt"] == "<lora:colon_name:1> a cat"
+    assert answer["images"] != world.run()["images"]
+
+
+def test_overrides_may_name_the_checkpoint(world: World) -> None:
+    job = {"id": "j", "input": {**SMALL, "override_settings": {"sd_model_checkpoint": "b"}}}
+
+    answer = world.runner.run(job, Event(), ignore)
+
+    assert json.loads(answer["info"])["sd_model_name"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        pytest.param({"loras": ["xl_lora"]}, ModelIncompatibleError, id="SDXL LoRA on SD 1"),
+        pytest.param({"prompt": "<lora:xl_lora:1>"}, ModelIncompatibleError, id="the same by hand"),
+        pytest.param({"loras": ["cut"]}, ModelCorruptError, id="cut file"),
+        pytest.param(
+            {"checkpoint": "xl", "embeddings": ["easyneg"]}, ModelIncompatibleError, id="TI"
+        ),
+        pytest.param({"override_settings": {"samples_save": True}}, InvalidInputError, id="saving"),
+        pytest.param(
+            {"override_settings": {"CLIP_stop_at_last_layers": "abc"}},
+            InvalidInputError,
+            id="poison",
+        ),
+        pytest.param(
+            {"override_settings": {"sd_model_checkpoint": "b"}}, InvalidInputError, id="two models"
+        ),
+    ],
+)
+def test_what_a1111_would_do_wrong_in_silence_is_an_error(
+    world: World, fields: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        world.run(**fields)
+
+
+def test_an_embedding_that_the_prompt_does_not_mention_is_told(world: World) -> None:
+    assert any("easyneg" in w for w in world.run(embeddings=["easyneg"])["warnings"])
+    assert world.run(embeddings=["easyneg"], negative_prompt="easyneg")["warnings"] == []
+
+
+def test_a_picture_made_by_another_model_is_withheld(tmp_path: Path) -> None:
+    write_models(tmp_path / "models")
+    elsewhere = tmp_path / "elsewhere"
+    files.write_checkpoint(elsewhere / "Stable-diffusion" / "other.safetensors", seed="other")
+    with running("webui", "--models-dir", elsewhere) as webui:
+        world = World(runner(settings(tmp_path, webui)), webui, tmp_path)
+
+        with pytest.raises(WrongModelUsedError, match="`other`"):
+            world.run()
+
+
+def test_img2img_takes_pictures(world: World) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(buffer, "PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
+
+    answer = world.run(init_images=[f"data:image/png;base64,{image}"], denoising_strength=0.5)
+
+    with Image.open(io.BytesIO(picture(answer))) as drawn:
+        assert drawn.size == (64, 64)
+
+
+def test_a_batch_has_a_seed_for_each_picture(world: World) -> None:
+    answer = world.run(seed=-1, batch_size=2, n_iter=2)
+
+    assert len(answer["images"]) == 4
+    assert answer["seeds"] == [answer["seed"] + i for i in range(4)]
+    assert answer["seed"] >= 0
+
+
+def test_an_unknown_field_goes_through(world: World) -> None:
+    answer = world.run(my_extension=1)
+
+    assert world.sent()["my_extension"] == 1
+    assert "my_extension" in answer["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        pytest.param({"status": 500}, BackendFailedError, id="500"),
+        pytest.param({"kind": "oom"}, BackendOutOfMemoryError, id="out of memory"),
+    ],
+)
+def test_a_failure_of_a1111_is_typed_and_the_next_job_works(
+    world: World, fault: dict[str, Any], error: type[Exception]
+) -> None:
+    world.webui.post("/simulator/faults", {"path": "/sdapi/v1/txt2img", "times": 1, **fault})
+
+    with pytest.raises(error):
+        world.run()
+
+    assert world.run()["images"]
+
+
+def test_a_result_too_large_for_runpod_is_an_error(tmp_path: Path) -> None:
+    write_models(tmp_path / "models")
+    with running("webui", "--models-dir", tmp_path / "links") as webui:
+        limits = OutputSettings(max_run_bytes=5000)
+        world = World(runner(settings(tmp_path, webui, output=limits)), webui, tmp_path)
+
+        with pytest.raises(OutputTooLargeError):
+            world.run()
+
+
+def test_a_cancel_interrupts_a1111_and_frees_it(tmp_path: Path) -> None:
+    write_models(tmp_path / "models")
+    with running("webui", "--models-dir", tmp_path / "links", "--step-ms", 50) as webui:
+        world = World(runner(settings(tmp_path, webui)), webui, tmp_path)
+        cancelled = Event()
+        timer = Timer(0.5, cancelled.set)
+        timer.start()
+
+        with pytest.raises(JobCancelledError):
+            world.run(steps=150, cancelled=cancelled)
+        timer.join()
+
+        assert webui.get("/simulator/journal")["interrupts"] >= 1
+        assert webui.get("/sdapi/v1/progress")["state"]["job"] == ""
+        assert world.run()["images"]
+
+
+def test_progress_is_told_while_a_job_runs(tmp_path: Path) -> None:
+    write_models(tmp_path / "models")
+    told: list[dict[str, Any]] = []
+    with running("webui", "--models-dir", tmp_path / "links", "--step-ms", 50) as webui:
+        made = runner(settings(tmp_path, webui))
+        job = {"id": "j", "input": {"checkpoint": "a", **SMALL, "steps": 50}}
+
+        made.run(job, Event(), told.append)
+
+    assert [entry["stage"] for entry in told] == ["sampling"] * len(told)
+    assert len(told) >= 2
+    assert told[0]["percent"] < told[-1]["percent"] <= 100
+    assert told[-1]["steps"] == 50
+
+
+def test_a_checkpoint_that_comes_later_is_refreshed_once(world: World) -> None:
+    files.write_checkpoint(world.models / "checkpoints" / "later.safetensors", seed="later")
+
+    answer = world.run(checkpoint="later")
+    before = world.webui.get("/simulator/journal")["refreshes"]
+    world.run(checkpoint="later")
+
+    assert json.loads(answer["info"])["sd_model_name"] == "later"
+    assert world.webui.get("/simulator/journal")["refreshes"] == before
