@@ -28,6 +28,7 @@ from model_cache import (
 from model_cache.architecture import Nature
 from model_cache.arrival import Arrival, settle
 from model_cache.disk import require_volume
+from model_cache.inventory import Found
 from model_cache.listing import Listing
 from model_cache.models import CachedModel, CacheInfo, Ensured, Progress
 from model_cache.transfer import Fetched
@@ -40,6 +41,7 @@ from schemas.errors import (
     VolumeBusyError,
     VolumeError,
 )
+from schemas.manifest import Manifest
 from schemas.model_ref import Kind, ModelRef
 from schemas.settings import CacheSettings
 
@@ -225,25 +227,32 @@ class ModelCache:
             before = manifests.stored(place)
             source = before.source if before is not None and before.sha256 == sha256 else ""
             # The status is older than the bytes: had they changed since, it would not be theirs.
-            manifest = manifests.new(sha256, found.status, source, nature.base, nature.alias)
-            try:
-                manifests.write(self._volume, place, manifest)
-            except VolumeError as error:
-                log.warning("The hash of %s is not kept for others: %s", model.path.name, error)
-            self._listing.believe(found, manifest)
+            self._record(
+                found, manifests.new(sha256, found.status, source, nature.base, nature.alias)
+            )
+
+    def _record(self, found: Found, manifest: Manifest) -> None:
+        """Keep what is known of a file that is here; in this process only if the disk refuses."""
+        place = layout.manifest_path(self._volume, found.kind, found.path)
+        try:
+            manifests.write(self._volume, place, manifest)
+        except VolumeError as error:
+            log.warning("The manifest of %s was not written: %s", found.path.name, error)
+        self._listing.believe(found, manifest)
+        registry.write(self._volume, self._listing.current)
 
     def _link(self, model: CachedModel, name: str) -> bool:
         """Give the file a second name; False if that cannot be done here."""
         final = layout.published_path(self._volume, model.kind, name)
-        found = self._listing.current.files.get(model.path)
-        taken = self._listing.look_again(model.kind, final)
-        if taken is None and not publish.second_name(model.path, final):
+        if self._listing.look_again(model.kind, final) is not None:
+            return True  # Somebody was faster: whatever it is, the next choice will see it.
+        if not publish.second_name(model.path, final):
             return False
-        if taken is None and found is not None and found.manifest is not None:
-            place = layout.manifest_path(self._volume, model.kind, final)
-            manifests.write(self._volume, place, found.manifest)
-            self._listing.look_again(model.kind, final)
-            registry.write(self._volume, self._listing.current)
+        self._listing.look_again(model.kind, final)
+        files = self._listing.current.files
+        known, linked = files.get(model.path), files.get(final)
+        if linked is not None and known is not None and known.manifest is not None:
+            self._record(linked, known.manifest)
         return True
 
     def _fetch(

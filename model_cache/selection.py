@@ -122,8 +122,8 @@ def _by_holder(ref: ModelRef, holder: CachedModel) -> Choice:
         return Fetch(beside=True)
     return Use(
         holder,
-        f"The {ref.kind} {holder.name!r} was put on the volume by hand; it is used as it is, and "
-        "was not compared with the URL.",
+        f"The {ref.kind} {holder.name!r} is on the volume with no record of where it came from; it "
+        "is used as it is, and was not compared with the URL.",
     )
 
 

@@ -57,7 +57,8 @@ class Site:
     ) -> web.Response:
         """Answer with a signed link to `path` on the second host.
 
-        Faults asked for in the query go along: what they spoil is the transfer, not the redirect.
+        Faults asked for in the query go along, so that those of the transfer spoil the transfer; those
+        that replace the answer have struck before.
         `?link-ttl-s=` sets how long this one link lives.
         """
         passed = {name: v for name, v in request.query.items() if name.startswith(QUERY_PREFIX)}

@@ -1,7 +1,7 @@
 """The pictures: a landscape under a grainy sky, its colours from the prompt, with SIMULATED in it.
 
 Every byte follows from a digest: the same digest gives the same picture, another digest another one
-everywhere. The grain makes a PNG weigh what a real picture's does, about 1.7 bytes a pixel.
+everywhere. The grain makes a PNG weigh what a real picture's does, about 1.8 bytes a pixel.
 """
 
 import colorsys
@@ -16,6 +16,9 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 WORD = "SIMULATED"
 _GRAIN = 13
 _SHAPES_AT = 256
+_ROOM_FOR_CAPTION = 192
+# The font that Pillow brings has glyphs up to here.
+_LAST_LATIN = "\u024f"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def sign(picture: Image.Image, caption: str) -> None:
     """Write SIMULATED into the picture, large enough to be read, and `caption` below it if it fits."""
     width, height = picture.size
     pen = ImageDraw.Draw(picture)
-    word_size = max(6, min(width // 9, height // 3, 72))
+    word_size = max(6, min(width // (6 if width < _ROOM_FOR_CAPTION else 9), height // 3, 72))
     font = _font(word_size)
     box = pen.textbbox((0, 0), WORD, font=font)
     while box[2] > width and word_size > 4:
@@ -107,7 +110,7 @@ def sign(picture: Image.Image, caption: str) -> None:
         font = _font(word_size)
         box = pen.textbbox((0, 0), WORD, font=font)
     small = _font(max(9, word_size // 3))
-    shown = _fitting(pen, caption, small, width - 2 * word_size // 2) if width >= 192 else ""
+    shown = _fitting(pen, caption, small, width - 2 * word_size // 2) if width >= _ROOM_FOR_CAPTION else ""
     bottom = height - (max(9, word_size // 3) * 2 if shown else 2)
     at = (max(0, (width - box[2]) // 2), max(0, bottom - box[3]))
     pen.text(at, WORD, font=font, fill="white", stroke_width=max(1, word_size // 24), stroke_fill="black")
@@ -123,7 +126,8 @@ def _fitting(
     width: int,
 ) -> str:
     """Return as much of the first line of `text` as `width` takes."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text[:120]).split())
+    shown = (char if char.isprintable() and char <= _LAST_LATIN else " " for char in text[:120])
+    line = " ".join("".join(shown).split())
     while line and pen.textlength(line, font=font) > width:
         line = line[:-1]
     return line

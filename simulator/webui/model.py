@@ -48,6 +48,7 @@ class Model:
         """Digest of the loaded bytes: a file that was replaced since does not count."""
         self.width = 0
         self.is_nan = False
+        self.is_inpainting = False
         self.is_hijacked = True
         self.vae: Path | None = None
         self.vae_content = ""
@@ -96,6 +97,7 @@ class Model:
         self.content = wanted.sha256 or weights.fingerprint(wanted.path)
         self.width = weights.text_width(header) if header else 0
         self.is_nan = header is not None and weights.has_nan_weights(wanted.path, header)
+        self.is_inpainting = header is not None and weights.takes_mask(header)
         self.is_hijacked = True
         if into_options:
             self._parts.options.data["sd_model_checkpoint"] = wanted.title

@@ -120,6 +120,12 @@ def text_width(header: Header) -> int:
     return 0
 
 
+def takes_mask(header: Header) -> bool:
+    """Return whether a checkpoint is one for inpainting, whose UNet has nine input channels."""
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    return name in header.tensors and header.shape(name)[1:2] == (9,)
+
+
 def has_nan_weights(path: Path, header: Header) -> bool:
     """Return whether the first weights of the UNet are NaN, as in a checkpoint merged wrongly."""
     for name, entry in header.tensors.items():

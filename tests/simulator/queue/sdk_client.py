@@ -5,7 +5,7 @@ import sys
 
 import runpod
 
-endpoint = runpod.Endpoint(sys.argv[1])
+endpoint = runpod.Endpoint(sys.argv[1], api_key=sys.argv[3])
 
 answer = endpoint.run_sync({"op": "echo"}, timeout=30)
 job = endpoint.run({"op": "echo"})

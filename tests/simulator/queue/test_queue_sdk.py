@@ -194,13 +194,12 @@ def test_the_sdks_own_client_understands_every_answer(served: Endpoint, tmp_path
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),
-        "RUNPOD_API_KEY": "simulated-key",
         "RUNPOD_ENDPOINT_BASE_URL": f"{served.url}/v2",
     }
 
     # What it says on stderr is left to be shown should it fail.
     out = subprocess.run(
-        [sys.executable, str(CLIENT), "sim", str(tmp_path / "note")],
+        [sys.executable, str(CLIENT), "sim", str(tmp_path / "note"), "simulated-key"],
         env=environment,
         cwd=tmp_path,
         check=True,
