@@ -24,13 +24,10 @@ from typing import Any
 from benchmarks.direct import Direct
 from benchmarks.older_worker import OlderWorker
 from benchmarks.report import Aim, as_line, milliseconds, percentile, table
-from model_cache.cache import ModelCache
-from rp_handler import make_handler
+from rp_handler import make_handler, started
 from rp_sdk import Handler
 from schemas.settings import CacheSettings, Settings, WebuiSettings
 from simulator import models
-from worker.client import WebuiClient
-from worker.run import Runner
 
 ROOT = Path(__file__).parent.parent
 STOP_S = 10.0
@@ -120,9 +117,7 @@ def world(folder: Path) -> Iterator[World]:
             cache=CacheSettings(volume=volume, allow_private_hosts=True),
             webui=WebuiSettings(port=port, links=links),
         )
-        client = WebuiClient(webui_url)
-        runner = Runner(ModelCache(settings.cache), client, settings, "simulator")
-        runner.show_models()
+        runner = started(settings, None)
         yield World(port, hub_url, make_handler(runner.run, online=False))
 
 
@@ -159,7 +154,7 @@ async def measured(made: World, size: Size, count: int) -> dict[str, list[float]
     """
     ways = ways_of(made, size)
     times: dict[str, list[float]] = {name: [] for name in ways}
-    expected: list[str] | None = None
+    expected = await ways[WORKER]()  # the first one fetches the models
     for turn in range(-WARM_UPS, count):
         # Another one goes first in each turn: what the last one left behind is shared out.
         names = itertools.islice(itertools.cycle(ways), turn % len(ways), None)
@@ -167,7 +162,6 @@ async def measured(made: World, size: Size, count: int) -> dict[str, list[float]
             started = time.perf_counter()
             images = await ways[name]()
             took = time.perf_counter() - started
-            expected = expected or images
             if images != expected or len(images) != size.images:
                 raise RuntimeError(f"'{name}' gave other pictures than the way before it.")
             if turn >= 0:

@@ -106,7 +106,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @contextlib.contextmanager
-def make_stack(folder: Path) -> Iterator[Stack]:
+def make_stack(folder: Path, *webui_flags: object) -> Iterator[Stack]:
     files, volume, links = folder / "hub", folder / "volume", folder / "links"
     digests = {
         "checkpoint": models.write_checkpoint(files / "Deliberate_v6.safetensors", seed="d"),
@@ -117,7 +117,7 @@ def make_stack(folder: Path) -> Iterator[Stack]:
     with (
         running("queue") as queue,
         running("hub", "--root", files) as hub,
-        running("webui", "--models-dir", links) as webui,
+        running("webui", "--models-dir", links, *webui_flags) as webui,
     ):
         env = queue.get("/simulator/env")
         log = folder / "worker.log"

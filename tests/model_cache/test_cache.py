@@ -27,18 +27,27 @@ from simulator import models
 from tests.model_cache.conftest import Hub, Shelf, safetensors, settings_for
 
 
+METADATA = models.kohya_metadata("sd1", "det")
+
+
 @pytest.fixture
-def url(model_hub: Hub) -> str:
-    """A LoRA on a host."""
-    models.write_lora(
-        model_hub.root / "detail.safetensors",
-        seed="detail",
-        metadata=models.kohya_metadata("sd1", "det"),
+def sha256(model_hub: Hub) -> str:
+    """Put a LoRA on the host."""
+    return models.write_lora(
+        model_hub.root / "detail.safetensors", seed="detail", metadata=METADATA
     )
+
+
+@pytest.fixture
+def url(model_hub: Hub, sha256: str) -> str:
+    """Where that LoRA is."""
+    assert sha256
     return f"{model_hub.url}/detail.safetensors"
 
 
-def test_a_model_is_fetched_once_and_described(model_hub: Hub, shelf: Shelf, url: str) -> None:
+def test_a_model_is_fetched_once_and_described(
+    model_hub: Hub, shelf: Shelf, url: str, sha256: str
+) -> None:
     first = shelf.ensure(name="mine", url=f"{url}?token=secret")
     second = shelf.ensure(name="mine", url=url)
 
@@ -48,11 +57,7 @@ def test_a_model_is_fetched_once_and_described(model_hub: Hub, shelf: Shelf, url
         kind=Kind.LORA,
         name="mine",
         path=path,
-        sha256=models.write_lora(
-            model_hub.root / "again",
-            seed="detail",
-            metadata=models.kohya_metadata("sd1", "det"),
-        ),
+        sha256=sha256,
         size_bytes=path.stat().st_size,
         mtime_ns=path.stat().st_mtime_ns,
         base="sd1",
@@ -211,17 +216,56 @@ def test_other_bytes_under_a_name_that_is_taken_are_published_beside_it(
 
 
 def test_a_name_that_a_file_of_another_layout_has_is_not_taken_from_it(
-    shelf: Shelf, url: str
+    shelf: Shelf, url: str, sha256: str
 ) -> None:
     theirs = shelf.models / "Lora" / "x.safetensors"
     digest = models.write_lora(theirs, seed="theirs")
 
-    done = shelf.ensure(name="x", url=url, hash=str(_digest_of(url)))
+    done = shelf.ensure(name="x", url=url, hash=sha256)
 
-    assert done.model.name.startswith("x-")
+    assert done.model.name == f"x-{sha256[:8]}"
     assert shelf.ensure(name="x", hash=digest).model.path == theirs
 
 
-def _digest_of(_: str) -> str:
-    path = Path(os.environ.get("PYTEST_NEVER", "/dev/null"))  # noqa: TID251 - placeholder
-    return str(path)
+def test_bytes_that_are_here_under_another_name_are_linked(
+    model_hub: Hub, shelf: Shelf, url: str, sha256: str
+) -> None:
+    first = shelf.ensure(name="x", url=url)
+
+    by_source = shelf.ensure(name="y", url=url)
+    by_digest = shelf.ensure(name="z", url=f"{model_hub.url}/elsewhere", hash=sha256)
+    by_name = shelf.ensure(name="w", hash=sha256)
+
+    for done, name in ((by_source, "y"), (by_digest, "z"), (by_name, "w")):
+        assert (done.model.name, done.cached, done.warnings) == (name, True, ())
+        assert done.model.path.samefile(first.model.path)
+        assert done.model == replace(first.model, name=name, path=done.model.path)
+    assert len(model_hub.requests) == 1
+
+
+def test_where_no_link_can_be_made_the_model_is_used_as_it_is_called(
+    shelf: Shelf, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shelf.ensure(name="x", url=url)
+    monkeypatch.setattr(publish, "second_name", lambda *_: False)
+
+    done = shelf.ensure(name="y", url=url)
+
+    assert (done.model, done.cached) == (first.model, True)
+    assert done.warnings == ("The lora is here as 'x'; that is used.",)
+
+
+def test_the_same_bytes_from_two_sources_are_one_file_and_fetched_once_from_each(
+    model_hub: Hub, shelf: Shelf, url: str, sha256: str
+) -> None:
+    mirror = model_hub.root / "mirror.safetensors"
+    mirror.write_bytes((model_hub.root / "detail.safetensors").read_bytes())
+    wanted = {"name": "x", "url": url.replace("detail", "mirror")}
+    first = shelf.ensure(name="x", url=url)
+
+    second = shelf.ensure(**wanted)
+    third = shelf.ensure(**wanted)
+
+    assert [done.model.name for done in (first, second, third)] == ["x", "x-" + sha256[:8], "x"]
+    assert third.cached
+    assert len(model_hub.requests) == 2

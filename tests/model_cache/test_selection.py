@@ -120,7 +120,10 @@ def outcome(chosen: Choice) -> tuple[object, ...]:
             id="put there by hand, hashed since",
         ),
         pytest.param(
-            {"url": URL, "name": "x", "hash": A}, [File("x")], ("hash", "x"), id="by hand, hash told"
+            {"url": URL, "name": "x", "hash": A},
+            [File("x")],
+            ("hash", "x"),
+            id="by hand, hash told",
         ),
         pytest.param(
             {"url": URL, "name": "x", "hash": A},
@@ -179,7 +182,9 @@ def test_a_name_with_another_hash_is_refused_though_the_bytes_have_another_name(
         choice({"name": "x", "hash": A}, File("x", B), File("y", A))
 
 
-@pytest.mark.parametrize("title", [f"x.safetensors [{A[:10]}]", f"x [{A[:10]}]", f"x [{A[:10].upper()}]"])
+@pytest.mark.parametrize(
+    "title", [f"x.safetensors [{A[:10]}]", f"x [{A[:10]}]", f"x [{A[:10].upper()}]"]
+)
 def test_a_title_of_a1111_means_the_file_with_that_hash(title: str) -> None:
     assert outcome(choice({"name": title}, File("x", A))) == ("use", "x", False)
 

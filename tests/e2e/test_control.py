@@ -1,0 +1,218 @@
+"""Progress, cancel, shutdown and the local ways to run the worker, as real processes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import ROOT
+from tests.e2e.conftest import Stack, make_stack
+
+pytestmark = pytest.mark.slow
+
+SLOW = {"prompt": "a cat", "steps": 60, "width": 64, "height": 64}  # three seconds and more
+CHECKPOINT = "Deliberate_v6.safetensors"
+
+
+@pytest.fixture(scope="module")
+def slow_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with make_stack(tmp_path_factory.mktemp("slow"), "--step-ms", 50) as made:
+        url = f"{made.hub.url}/{CHECKPOINT}"
+        assert made.runsync({"steps": 1, "checkpoint": {"name": "c", "url": url}})["output"]
+        yield made
+
+
+def test_progress_is_seen_while_the_job_runs_and_none_after_it(slow_stack: Stack) -> None:
+    job_id = slow_stack.run(SLOW)
+    seen = []
+    while (job := slow_stack.status(job_id))["status"] in {"IN_QUEUE", "IN_PROGRESS"}:
+        if isinstance(job.get("output"), dict):
+            seen.append(job["output"]["percent"])
+        time.sleep(0.1)
+
+    assert job["status"] == "COMPLETED"
+    assert seen == sorted(seen)
+    assert len(set(seen)) >= 2
+    assert slow_stack.queue.get("/simulator/journal")["late"] == []
+
+
+def test_a_cancel_stops_the_gpu_and_the_next_job_is_served(slow_stack: Stack) -> None:
+    interrupts = slow_stack.webui.get("/simulator/journal")["interrupts"]
+    job_id = slow_stack.run({**SLOW, "steps": 200})
+    slow_stack.wait(job_id, "IN_PROGRESS")
+    time.sleep(1)
+
+    slow_stack.cancel(job_id)
+    after = slow_stack.runsync({**SLOW, "steps": 1})
+
+    assert after["status"] == "COMPLETED"
+    assert slow_stack.status(job_id)["status"] == "CANCELLED"
+    assert slow_stack.webui.get("/simulator/journal")["interrupts"] > interrupts
+
+
+def test_a_cancel_stops_a_download_and_leaves_nothing(slow_stack: Stack) -> None:
+    url = f"{slow_stack.hub.url}/{CHECKPOINT}?fault-rate=2000"
+    job_id = slow_stack.run(
+        {"steps": 1, "checkpoint": {"name": "slow", "url": url, "hash": "0" * 64}}
+    )
+    tmp = slow_stack.volume / "models" / ".worker" / "tmp"
+    deadline = time.monotonic() + 10
+    while not list(tmp.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(tmp.iterdir())
+
+    slow_stack.cancel(job_id)
+    deadline = time.monotonic() + 5
+    while list(tmp.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    assert list(tmp.iterdir()) == []
+    assert slow_stack.runsync({**SLOW, "steps": 1})["status"] == "COMPLETED"
+
+
+def test_sigterm_lets_the_running_job_finish(tmp_path: Path) -> None:
+    with make_stack(tmp_path, "--step-ms", 50) as stack:
+        url = f"{stack.hub.url}/{CHECKPOINT}"
+        job_id = stack.run({**SLOW, "steps": 30, "checkpoint": {"name": "c", "url": url}})
+        stack.wait(job_id, "IN_PROGRESS")
+
+        stack.worker.send_signal(signal.SIGTERM)
+
+        assert stack.wait(job_id, "COMPLETED", "FAILED")["status"] == "COMPLETED"
+
+
+def plain_environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, **changes}  # noqa: TID251 - a child's PATH
+
+
+def test_a_local_test_draws_the_picture_of_test_input(tmp_path: Path) -> None:
+    (tmp_path / "test_input.json").write_bytes((ROOT / "test_input.json").read_bytes())
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "rp_handler.py")],
+        cwd=tmp_path,
+        env=plain_environment(A1111_CACHE_VOLUME=str(tmp_path / "absent")),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "SIMULATED" in done.stderr
+    written = re.findall(r"^wrote (.+)$", done.stdout, re.MULTILINE)
+    assert [Path(name).suffix for name in written] == [".png", ".json"]
+    result = json.loads((tmp_path / written[1]).read_text())
+    assert result["backend"] == "simulator"
+    assert (tmp_path / written[0]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "words"),
+    [
+        pytest.param('{"input": {"steps": "x"}}', 1, "INVALID_INPUT", id="bad field"),
+        pytest.param('{"input": {"checkpoint": "nope"}}', 1, "MODEL_NOT_FOUND", id="bad model"),
+    ],
+)
+def test_a_failed_local_test_exits_with_its_error(
+    tmp_path: Path, argument: str, code: int, words: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "rp_handler.py"), "--test_input", argument],
+        cwd=tmp_path,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == code
+    assert words in done.stdout
+
+
+def test_wrong_settings_are_told_and_end_the_start() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "rp_handler.py")],
+        env=plain_environment(A1111_CACHE_STAL_S="1", A1111_WEBUI_PORT="x"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 78
+    assert "A1111_CACHE_STAL_S: " in done.stderr
+    assert "A1111_WEBUI_PORT: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_webui_on_a_worker_is_an_exit_with_a_clear_message(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "rp_handler.py")],
+        env=plain_environment(
+            A1111_WEBUI_PORT="9",
+            A1111_WEBUI_READY_TIMEOUT_S="1",
+            A1111_WEBUI_LINKS=str(tmp_path / "links"),
+            A1111_CACHE_VOLUME=str(tmp_path),
+        ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "BACKEND_NOT_READY: A1111 did not answer within 1 s." in done.stderr
+
+
+def test_the_local_api_serves_a_job(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "rp_handler.py"),
+            "--rp_serve_api",
+            "--rp_api_host=127.0.0.1",
+            f"--rp_api_port={port}",
+        ],
+        cwd=tmp_path,
+        env=plain_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        body = {"input": {"prompt": "a cat", "steps": 1, "width": 64, "height": 64}}
+        answer = post_when_up(f"http://127.0.0.1:{port}/runsync", body)
+    finally:
+        server.terminate()
+        server.wait(20)
+
+    assert answer["status"] == "COMPLETED"
+    assert answer["output"]["backend"] == "simulator"
+    assert not list((tmp_path).glob("output/*"))
+
+
+def post_when_up(url: str, body: object) -> dict[str, Any]:
+    deadline = time.monotonic() + 40
+    while True:
+        try:
+            answer: dict[str, Any] = requests.post(url, json=body, timeout=30).json()
+        except requests.ConnectionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return answer
