@@ -35,3 +35,7 @@ class Direct:
             raise RuntimeError(f"the WebUI answered {response.status}: {data[:300]!r}")
         images: list[str] = json.loads(data)["images"]
         return images
+
+    def close(self) -> None:
+        """Close the connection, if one is kept."""
+        self._connection.close()

@@ -152,27 +152,27 @@ async def measured(made: World, size: Size, count: int) -> dict[str, list[float]
     Raises:
         RuntimeError: two ways gave different pictures, so that they are not to be compared.
     """
-    ways = ways_of(made, size)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    expected = await ways[WORKER]()  # the first one fetches the models
-    for turn in range(-WARM_UPS, count):
-        # Another one goes first in each turn: what the last one left behind is shared out.
-        names = itertools.islice(itertools.cycle(ways), turn % len(ways), None)
-        for name in itertools.islice(names, len(ways)):
-            started = time.perf_counter()
-            images = await ways[name]()
-            took = time.perf_counter() - started
-            if images != expected or len(images) != size.images:
-                raise RuntimeError(f"'{name}' gave other pictures than the way before it.")
-            if turn >= 0:
-                times[name].append(took)
+    with ways_to(made, size) as ways:
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        expected = await ways[WORKER]()  # the first one fetches the models
+        for turn in range(-WARM_UPS, count):
+            # Another one goes first in each turn: what the last one left behind is shared out.
+            names = itertools.islice(itertools.cycle(ways), turn % len(ways), None)
+            for name in itertools.islice(names, len(ways)):
+                started = time.perf_counter()
+                images = await ways[name]()
+                took = time.perf_counter() - started
+                if images != expected or len(images) != size.images:
+                    raise RuntimeError(f"'{name}' gave other pictures than the way before it.")
+                if turn >= 0:
+                    times[name].append(took)
     return times
 
 
-def ways_of(made: World, size: Size) -> dict[str, Way]:
-    """Return the five ways to the pictures of `size`."""
+@contextlib.contextmanager
+def ways_to(made: World, size: Size) -> Iterator[dict[str, Way]]:
+    """Yield the five ways to the pictures of `size`; their connections end with the context."""
     body = direct_body(size)
-    older = OlderWorker(made.webui_port)
     envelope = {"api": {"method": "POST", "endpoint": "/sdapi/v1/txt2img"}, "payload": body}
     numbers = itertools.count()
 
@@ -186,14 +186,18 @@ def ways_of(made: World, size: Size) -> dict[str, Way]:
 
         return way
 
-    connections = [Direct(made.webui_port, body, keep=keep) for keep in (False, True)]
-    return {
-        WORKER: through_worker,
-        DIRECT[0]: blocking(connections[0].images),
-        DIRECT[1]: blocking(connections[1].images),
-        OLDER[0]: blocking(lambda: images_of(older.envelope_handler({"input": envelope}))),
-        OLDER[1]: blocking(lambda: images_of(older.flat_handler({"input": body}))),
-    }
+    with (
+        contextlib.closing(Direct(made.webui_port, body, keep=False)) as new,
+        contextlib.closing(Direct(made.webui_port, body, keep=True)) as kept,
+        contextlib.closing(OlderWorker(made.webui_port)) as older,
+    ):
+        yield {
+            WORKER: through_worker,
+            DIRECT[0]: blocking(new.images),
+            DIRECT[1]: blocking(kept.images),
+            OLDER[0]: blocking(lambda: images_of(older.envelope_handler({"input": envelope}))),
+            OLDER[1]: blocking(lambda: images_of(older.flat_handler({"input": body}))),
+        }
 
 
 def images_of(result: Mapping[str, Any]) -> list[str]:

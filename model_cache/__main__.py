@@ -104,7 +104,7 @@ def _list(options: argparse.Namespace, cache: ModelCache) -> int:
     if options.json:
         print(json.dumps([_as_json(model) for model in models], indent=1))
         return 0
-    width = max((len(model.name) for model in models), default=4)
+    width = max(len(name) for name in ("NAME", *(model.name for model in models)))
     print(f"{'KIND':12}  {'NAME':{width}}  {'MB':>9}  {'BASE':12}  SHA-256")
     for model in models:
         megabytes = f"{model.size_bytes / 1e6:.1f}"

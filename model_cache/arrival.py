@@ -7,7 +7,6 @@ from pathlib import Path
 
 from model_cache import layout, manifests, publish, verify
 from model_cache.architecture import Nature
-from model_cache.disk import disk_errors
 from model_cache.listing import Listing
 from model_cache.models import CachedModel
 from schemas.errors import VolumeBusyError, VolumeMissingError
@@ -45,10 +44,11 @@ def settle(
             arrival.kind, name
         )
         if holder is None and publish.place(arrival.part, final):
-            return _recorded(arrival, final, volume, listing)
+            listing.look_again(arrival.kind, final)
+            return _recorded(arrival, final, listing)
         holder = holder or listing.look_again(arrival.kind, final)
         if holder is not None and _digest(holder, cancelled) == arrival.sha256:
-            return _recorded(arrival, holder.path, volume, listing)
+            return _recorded(arrival, holder.path, listing)
     raise VolumeBusyError(f"Every name for the {arrival.kind} {arrival.wanted!r} is taken.")
 
 
@@ -62,20 +62,19 @@ def _digest(model: CachedModel, cancelled: threading.Event) -> str:
     return model.sha256 or verify.digest(model.path, cancelled=cancelled)
 
 
-def _recorded(arrival: Arrival, path: Path, volume: Path, listing: Listing) -> CachedModel:
-    """Write the manifest of the file at `path`, which has the bytes that arrived; then list it."""
-    place = layout.manifest_path(volume, arrival.kind, path)
+def _recorded(arrival: Arrival, path: Path, listing: Listing) -> CachedModel:
+    """Write the manifest of the listed file at `path`, which has the bytes that arrived."""
     found = listing.current.files.get(path)
-    if found is not None and found.manifest is not None:
-        manifest = manifests.with_source(found.manifest, arrival.source)
-    else:
-        nature = arrival.nature
-        with disk_errors():
-            status = path.stat()
-        manifest = manifests.new(arrival.sha256, status, arrival.source, nature.base, nature.alias)
-    if found is None or manifest != found.manifest:
-        manifests.write(volume, place, manifest)
-    model = listing.look_again(arrival.kind, path)
+    if found is not None:
+        nature, before = arrival.nature, found.manifest
+        if before is None:
+            before = manifests.new(
+                arrival.sha256, found.status, arrival.source, nature.base, nature.alias
+            )
+        manifest = manifests.with_source(before, arrival.source)
+        if manifest != found.manifest:
+            listing.record(found, manifest)
+    model = listing.current.at(path)
     if model is None:
         raise VolumeMissingError(
             f"The file {path.name} vanished as soon as it was written.",

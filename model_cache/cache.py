@@ -5,7 +5,6 @@ files that people put there. Everything else is on the volume and may change und
 file is looked at (one `stat`) before it is said to be there.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -28,7 +27,6 @@ from model_cache import (
 from model_cache.architecture import Nature
 from model_cache.arrival import Arrival, settle
 from model_cache.disk import require_volume
-from model_cache.inventory import Found
 from model_cache.listing import Listing
 from model_cache.models import CachedModel, CacheInfo, Ensured, Progress
 from model_cache.transfer import Fetched
@@ -39,13 +37,9 @@ from schemas.errors import (
     ModelNotFoundError,
     ModelUnsafeError,
     VolumeBusyError,
-    VolumeError,
 )
-from schemas.manifest import Manifest
 from schemas.model_ref import Kind, ModelRef
 from schemas.settings import CacheSettings
-
-log = logging.getLogger(__name__)
 
 # How old the list may be: for what other workers add, and before we say that a model is not there.
 _FRESH_S = 60.0
@@ -227,18 +221,9 @@ class ModelCache:
             before = manifests.stored(place)
             source = before.source if before is not None and before.sha256 == sha256 else ""
             # The status is older than the bytes: had they changed since, it would not be theirs.
-            self._record(
+            self._listing.record(
                 found, manifests.new(sha256, found.status, source, nature.base, nature.alias)
             )
-
-    def _record(self, found: Found, manifest: Manifest) -> None:
-        """Keep what is known of a file that is here; in this process only if the disk refuses."""
-        place = layout.manifest_path(self._volume, found.kind, found.path)
-        try:
-            manifests.write(self._volume, place, manifest)
-        except VolumeError as error:
-            log.warning("The manifest of %s was not written: %s", found.path.name, error)
-        self._listing.believe(found, manifest)
         registry.write(self._volume, self._listing.current)
 
     def _link(self, model: CachedModel, name: str) -> bool:
@@ -252,7 +237,8 @@ class ModelCache:
         files = self._listing.current.files
         known, linked = files.get(model.path), files.get(final)
         if linked is not None and known is not None and known.manifest is not None:
-            self._record(linked, known.manifest)
+            self._listing.record(linked, known.manifest)
+            registry.write(self._volume, self._listing.current)
         return True
 
     def _fetch(

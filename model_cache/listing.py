@@ -4,16 +4,20 @@ Looked up again as a whole when somebody asks for it to be fresh, and one file a
 change of our own or when a file is not what it was.
 """
 
+import logging
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from model_cache import inventory
+from model_cache import inventory, layout, manifests
 from model_cache.inventory import Found, Inventory
 from model_cache.models import CachedModel
+from schemas.errors import VolumeError
 from schemas.manifest import Manifest
 from schemas.model_ref import Kind
+
+log = logging.getLogger(__name__)
 
 
 class Listing:
@@ -53,8 +57,17 @@ class Listing:
             self._inventory = Inventory(self._volume, files)
             return self._inventory.at(path)
 
-    def believe(self, found: Found, manifest: Manifest) -> None:
-        """Take `manifest` for true of a listed file, whether or not it could be written."""
+    def record(self, found: Found, manifest: Manifest) -> None:
+        """Write the manifest of a listed file, and believe it.
+
+        Where the disk refuses, this process alone knows: the file is there and was verified, so a
+        job need not fail because other workers will have to verify it again.
+        """
+        place = layout.manifest_path(self._volume, found.kind, found.path)
+        try:
+            manifests.write(self._volume, place, manifest)
+        except VolumeError as error:
+            log.warning("The manifest of %s was not written: %s", found.path.name, error)
         with self._lock:
             files = dict(self._inventory.files)
             files[found.path] = replace(found, manifest=manifest)

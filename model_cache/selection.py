@@ -49,9 +49,6 @@ class Hash:
 class Fetch:
     """Nothing here is meant."""
 
-    beside: bool
-    """The name that is asked for belongs to another file."""
-
 
 Choice: TypeAlias = Use | Link | Hash | Fetch
 
@@ -70,7 +67,7 @@ def choose(ref: ModelRef, source: str, inventory: Inventory) -> Choice:
         return _by_name(ref, inventory)
     holder = inventory.named(ref.kind, ref.name) if ref.name is not None else None
     if holder is None:
-        return Fetch(beside=False)
+        return Fetch()
     return _by_holder(ref, holder)
 
 
@@ -117,9 +114,9 @@ def _beside(ref: ModelRef, wanted: str, same: Sequence[CachedModel], holder: Cac
 def _by_holder(ref: ModelRef, holder: CachedModel) -> Choice:
     """Choose for a URL whose name belongs to `holder`, which is not known to come from there."""
     if ref.hash is not None:
-        return Hash(holder) if holder.sha256 is None else Fetch(beside=True)
+        return Hash(holder) if holder.sha256 is None else Fetch()
     if holder.source:
-        return Fetch(beside=True)
+        return Fetch()
     return Use(
         holder,
         f"The {ref.kind} {holder.name!r} is on the volume with no record of where it came from; it "

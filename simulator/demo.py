@@ -105,7 +105,7 @@ def _request(hub: str, digests: dict[str, str]) -> dict[str, Any]:
 def _server(*argv: object) -> Iterator[str]:
     """Run one simulator as a process of its own; yield its URL."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "simulator", *map(str, argv)],
+        [sys.executable, "-m", "simulator", *map(str, argv), "--port", "0"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

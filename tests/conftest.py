@@ -72,7 +72,7 @@ StartSimulator = Callable[..., Simulator]
 def running(*argv: object) -> Iterator[Simulator]:
     """Start `python -m simulator ARGV…` and end it afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "simulator", *map(str, argv)],
+        [sys.executable, "-m", "simulator", *map(str, argv), "--port", "0"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,

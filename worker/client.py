@@ -67,8 +67,7 @@ class WebuiClient:
                 # In one piece: requests would gather ten megabytes of base64 in 10 KB slices.
                 data = response.raw.read()
                 expected = response.headers.get("Content-Length")
-                simulated = "simulator" in response.headers.get("Server", "")
-                self.backend = "simulator" if simulated else "a1111"
+                self.backend = "simulator" if "X-Simulator" in response.headers else "a1111"
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise BackendStalledError(
                 f"A1111 gave no answer to {route} in {timeout_s:g} s."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.webui import folders
-from simulator.webui.failure import Failure
+from simulator.webui.failure import WebuiError
 from simulator.webui.flags import Flags
 from simulator.webui.hashes import HashCache
 
@@ -126,7 +126,7 @@ class Checkpoints:
         """Read the file's hash, if need be; title and spellings change with it.
 
         Raises:
-            Failure: FileNotFoundError.
+            WebuiError: FileNotFoundError.
         """
         sha256 = self._hashes.of(checkpoint.path, f"checkpoint/{checkpoint.name}")
         if sha256 is None or sha256 == checkpoint.sha256:
@@ -143,10 +143,10 @@ class Checkpoints:
         """Return the checkpoint that this spelling means exactly, if there is one.
 
         Raises:
-            Failure: TypeError, for a list or an object.
+            WebuiError: TypeError, for a list or an object.
         """
         if isinstance(spelling, list | dict):
-            raise Failure("TypeError", f"unhashable type: {type(spelling).__name__!r}")
+            raise WebuiError("TypeError", f"unhashable type: {type(spelling).__name__!r}")
         return self._aliases.get(spelling)
 
     def closest(self, text: str) -> Checkpoint | None:
@@ -165,13 +165,13 @@ class Checkpoints:
         """Return what the option `sd_model_checkpoint` means; the first one if it means nothing.
 
         Raises:
-            Failure: FileNotFoundError, when there is none at all.
+            WebuiError: FileNotFoundError, when there is none at all.
         """
         found = self.find(option)
         if found is not None:
             return found
         if not self.by_title:
-            raise Failure("FileNotFoundError", self._searched())
+            raise WebuiError("FileNotFoundError", self._searched())
         return next(iter(self.by_title.values()))
 
     def _searched(self) -> str:

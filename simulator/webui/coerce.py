@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simulator.webui import catalogue
-from simulator.webui.failure import Failure, InvalidRequest
+from simulator.webui.failure import InvalidRequestError, WebuiError
 
 Schema = Mapping[str, Any]
 Location = tuple[str | int, ...]
@@ -38,7 +38,7 @@ _ADDED = {
 _UNTYPED = {"firstpass_image", "latent_mask"}
 
 
-class _Refusal(Exception):
+class _RefusalError(Exception):
     """One value that does not fit, before it is known where in the body it is."""
 
     def __init__(self, message: str, kind: str, **context: object) -> None:
@@ -52,12 +52,12 @@ def model(title: str, body: object) -> dict[str, Any]:
     """Return the fields of the request model `title`, coerced, with defaults, in its order.
 
     Raises:
-        InvalidRequest: with every error of every field.
+        InvalidRequestError: with every error of every field.
     """
     errors: list[dict[str, Any]] = []
     fields = _object(title, body, ("body",), errors)
     if errors:
-        raise InvalidRequest(errors)
+        raise InvalidRequestError(errors)
     return fields
 
 
@@ -65,32 +65,32 @@ def mapping(body: object) -> dict[str, Any]:
     """Return a body that may be any JSON object.
 
     Raises:
-        InvalidRequest: it is not one.
+        InvalidRequestError: it is not one.
     """
     if body is None:
-        raise InvalidRequest([_missing(("body",))])
+        raise InvalidRequestError([_missing(("body",))])
     try:
         return _as_dict(body)
-    except _Refusal as refusal:
-        raise InvalidRequest([{"loc": ["body"], **refusal.entry}]) from refusal
+    except _RefusalError as refusal:
+        raise InvalidRequestError([{"loc": ["body"], **refusal.entry}]) from refusal
 
 
 def query_flag(name: str, text: str | None, *, default: bool) -> bool:
     """Return a boolean of the query string.
 
     Raises:
-        InvalidRequest: it is not one.
+        InvalidRequestError: it is not one.
     """
     if text is None:
         return default
     try:
         return _boolean(text)
-    except _Refusal as refusal:
-        raise InvalidRequest([{"loc": ["query", name], **refusal.entry}]) from refusal
+    except _RefusalError as refusal:
+        raise InvalidRequestError([{"loc": ["query", name], **refusal.entry}]) from refusal
 
 
 def option(schema: Schema, value: object) -> Any:
-    """Return an option's value as GET /options shows it, or refuse it as `_Refusal` text.
+    """Return an option's value as GET /options shows it, or refuse it as `_RefusalError` text.
 
     Raises:
         ValueError: "message (type=kind)", the way pydantic prints it.
@@ -99,7 +99,7 @@ def option(schema: Schema, value: object) -> Any:
         return None
     try:
         return _typed(schema, value)
-    except _Refusal as refusal:
+    except _RefusalError as refusal:
         raise ValueError(f"{refusal.entry['msg']} (type={refusal.entry['type']})") from refusal
 
 
@@ -115,7 +115,7 @@ def _object(
         return {}
     try:
         given = _as_dict(value)
-    except _Refusal as refusal:
+    except _RefusalError as refusal:
         errors.append({"loc": list(location), **refusal.entry})
         return {}
     definition = catalogue.openapi()["components"]["schemas"][title]
@@ -150,7 +150,7 @@ def _field(
         if schema.get("type") == "array":
             return _elements(schema, _list(value), location, errors)
         return _typed(schema, value)
-    except _Refusal as refusal:
+    except _RefusalError as refusal:
         errors.append({"loc": list(location), **refusal.entry})
         return None
 
@@ -190,7 +190,7 @@ def _elements(
             continue
         try:
             elements.append(_typed(inner, value))
-        except _Refusal as refusal:
+        except _RefusalError as refusal:
             errors.append({"loc": list(at), **refusal.entry})
     return elements
 
@@ -209,13 +209,13 @@ def _typed(schema: Schema, value: object) -> Any:
 
 def _check_bounds(schema: Schema, value: float) -> None:
     if "maximum" in schema and not math.isfinite(value):
-        raise _Refusal(
+        raise _RefusalError(
             "ensure this value is a finite number", "value_error.number.not_finite_number"
         )
     for bound, holds, text, kind in _BOUNDS:
         if bound in schema and not holds(value, schema[bound]):
             limit = int(schema[bound])
-            raise _Refusal(
+            raise _RefusalError(
                 f"ensure this value is {text} {limit}",
                 f"value_error.number.not_{kind}",
                 limit_value=limit,
@@ -228,7 +228,7 @@ def _literal(permitted: list[Any], value: object) -> Any:
         if candidate == value:
             return candidate
     listed = ", ".join(repr(candidate) for candidate in permitted)
-    raise _Refusal(
+    raise _RefusalError(
         f"unexpected value; permitted: {listed}",
         "value_error.const",
         given=value,
@@ -243,8 +243,8 @@ def _integer(value: object) -> int:
         try:
             return int(value)
         except (ValueError, OverflowError) as error:
-            raise _Refusal("value is not a valid integer", "type_error.integer") from error
-    raise _Refusal("value is not a valid integer", "type_error.integer")
+            raise _RefusalError("value is not a valid integer", "type_error.integer") from error
+    raise _RefusalError("value is not a valid integer", "type_error.integer")
 
 
 def _number(value: object) -> float:
@@ -252,11 +252,11 @@ def _number(value: object) -> float:
         try:
             return float(value)
         except ValueError as error:
-            raise _Refusal("value is not a valid float", "type_error.float") from error
+            raise _RefusalError("value is not a valid float", "type_error.float") from error
         except OverflowError as error:
             # pydantic catches TypeError and ValueError only, so this one becomes a 500.
-            raise Failure("OverflowError", str(error)) from error
-    raise _Refusal("value is not a valid float", "type_error.float")
+            raise WebuiError("OverflowError", str(error)) from error
+    raise _RefusalError("value is not a valid float", "type_error.float")
 
 
 def _string(value: object) -> str:
@@ -264,7 +264,7 @@ def _string(value: object) -> str:
         return value
     if isinstance(value, int | float):
         return str(value)
-    raise _Refusal("str type expected", "type_error.str")
+    raise _RefusalError("str type expected", "type_error.str")
 
 
 def _boolean(value: object) -> bool:
@@ -274,13 +274,13 @@ def _boolean(value: object) -> bool:
         return bool(value)
     if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
         return value.lower() in _TRUE
-    raise _Refusal("value could not be parsed to a boolean", "type_error.bool")
+    raise _RefusalError("value could not be parsed to a boolean", "type_error.bool")
 
 
 def _list(value: object) -> list[Any]:
     if isinstance(value, list):
         return value
-    raise _Refusal("value is not a valid list", "type_error.list")
+    raise _RefusalError("value is not a valid list", "type_error.list")
 
 
 def _as_dict(value: object) -> dict[str, Any]:
@@ -291,8 +291,8 @@ def _as_dict(value: object) -> dict[str, Any]:
         try:
             return dict(value)
         except (TypeError, ValueError) as error:
-            raise _Refusal("value is not a valid dict", "type_error.dict") from error
-    raise _Refusal("value is not a valid dict", "type_error.dict")
+            raise _RefusalError("value is not a valid dict", "type_error.dict") from error
+    raise _RefusalError("value is not a valid dict", "type_error.dict")
 
 
 _CONVERTERS: dict[str, Callable[[object], Any]] = {

@@ -55,9 +55,7 @@ def _parameters(job: Job, options: Options, index: int) -> dict[str, object]:
     clip_skip = options["CLIP_stop_at_last_layers"]
     merging = merging_ratio(job, options)
     merging_hr = merging_ratio(job, options, second_pass=True)
-    extra = {
-        name: value(index) if callable(value) else value for name, value in job.extra.items()
-    }
+    extra = {name: value(index) if callable(value) else value for name, value in job.extra.items()}
     return {
         "Steps": job.steps,
         "Sampler": job.sampler_name,
@@ -92,12 +90,12 @@ def _parameters(job: Job, options: Options, index: int) -> dict[str, object]:
 
 def merging_ratio(job: Job, options: Options, *, second_pass: bool = False) -> float:
     """Return how many tokens are merged, by the options alone: no field of a request sets it."""
-    general = options["token_merging_ratio"]
+    special = None
     if second_pass:
-        return options["token_merging_ratio_hr"] or general
-    if job.kind == "img2img" and "token_merging_ratio" not in job.override_settings:
-        return options["token_merging_ratio_img2img"] or general
-    return general
+        special = options["token_merging_ratio_hr"]
+    elif job.kind == "img2img" and "token_merging_ratio" not in job.override_settings:
+        special = options["token_merging_ratio_img2img"]
+    return float(special or options["token_merging_ratio"])
 
 
 def uses_seed_delta(job: Job, options: Options) -> bool:

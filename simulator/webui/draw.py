@@ -68,7 +68,10 @@ def _shapes(scene: Scene, size: tuple[int, int]) -> Image.Image:
 
 
 def _draw_sun(
-    pen: ImageDraw.ImageDraw, size: tuple[int, int], place: random.Random, colour: tuple[int, int, int]
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    place: random.Random,
+    colour: tuple[int, int, int],
 ) -> None:
     width, height = size
     radius = max(2.0, min(size) * (0.05 + 0.06 * place.random()))
@@ -80,9 +83,7 @@ def _draw_sun(
 def _hills(size: tuple[int, int], place: random.Random, level: float) -> list[tuple[float, float]]:
     """Return the outline of a range of hills whose crest lies at `level` of the height."""
     width, height = size
-    waves = [
-        (place.uniform(0.5, 3.5) * (n + 1), place.random(), 0.07 / (n + 1)) for n in range(4)
-    ]
+    waves = [(place.uniform(0.5, 3.5) * (n + 1), place.random(), 0.07 / (n + 1)) for n in range(4)]
     crest = []
     for step in range(65):
         x = step / 64
@@ -110,10 +111,16 @@ def sign(picture: Image.Image, caption: str) -> None:
         font = _font(word_size)
         box = pen.textbbox((0, 0), WORD, font=font)
     small = _font(max(9, word_size // 3))
-    shown = _fitting(pen, caption, small, width - 2 * word_size // 2) if width >= _ROOM_FOR_CAPTION else ""
+    shown = (
+        _fitting(pen, caption, small, width - 2 * word_size // 2)
+        if width >= _ROOM_FOR_CAPTION
+        else ""
+    )
     bottom = height - (max(9, word_size // 3) * 2 if shown else 2)
     at = (max(0, (width - box[2]) // 2), max(0, bottom - box[3]))
-    pen.text(at, WORD, font=font, fill="white", stroke_width=max(1, word_size // 24), stroke_fill="black")
+    pen.text(
+        at, WORD, font=font, fill="white", stroke_width=max(1, word_size // 24), stroke_fill="black"
+    )
     if shown:
         under = (at[0], bottom + 1)
         pen.text(under, shown, font=small, fill="white", stroke_width=1, stroke_fill="black")

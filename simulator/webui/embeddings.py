@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.webui import weights
-from simulator.webui.failure import Failure
+from simulator.webui.failure import WebuiError
 
 _PREVIEWS = {".PNG", ".WEBP", ".JXL", ".AVIF"}
 
@@ -77,7 +77,7 @@ class Embeddings:
                 path = Path(root, name)
                 try:
                     embedding = _embedding(path)
-                except Failure:
+                except WebuiError:
                     # A1111 says so in its log and goes on to the next file.
                     continue
                 if embedding is not None:
@@ -96,7 +96,7 @@ def _embedding(path: Path) -> Embedding | None:
     """Return the embedding in a file; None for a preview, an empty or a foreign file.
 
     Raises:
-        Failure: the file is damaged or has no vectors.
+        WebuiError: the file is damaged or has no vectors.
     """
     extension = path.suffix.upper()
     if not path.exists() or path.stat().st_size == 0 or extension in _PREVIEWS:
@@ -127,6 +127,6 @@ def _vectors(data: dict[str, Any]) -> tuple[int, int]:
     terms = data.get("string_to_param", data)
     shapes = [shape for shape in terms.values() if isinstance(shape, tuple) and shape]
     if len(shapes) != 1:
-        raise Failure("AssertionError", "embedding file has multiple terms in it")
+        raise WebuiError("AssertionError", "embedding file has multiple terms in it")
     shape = shapes[0]
     return (shape[0], shape[-1]) if len(shape) > 1 else (1, shape[0])

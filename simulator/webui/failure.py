@@ -7,7 +7,7 @@ web server answers it with a plain-text 500 that looks like none of A1111's.
 from typing import Any
 
 
-class Failure(Exception):
+class WebuiError(Exception):
     """An exception of A1111's, by the name of its class; answered with 500.
 
     `kind` is what `type(e).__name__` is there (`KeyError`, `NansException`, …), `text` its `str(e)`.
@@ -21,7 +21,7 @@ class Failure(Exception):
         self.text = text
 
 
-class HttpFailure(Exception):
+class HttpError(Exception):
     """An HTTPException of a handler: its status, and its text in `detail`."""
 
     def __init__(self, status: int, detail: str) -> None:
@@ -30,7 +30,7 @@ class HttpFailure(Exception):
         self.detail = detail
 
 
-class InvalidRequest(Exception):
+class InvalidRequestError(Exception):
     """A request that pydantic refuses: 422 with a list of errors, each with loc, msg and type."""
 
     def __init__(self, errors: list[dict[str, Any]]) -> None:
@@ -48,7 +48,7 @@ def routing_shape(status: int) -> dict[str, str]:
     return {"detail": {404: "Not Found", 405: "Method Not Allowed"}[status]}
 
 
-def out_of_memory() -> Failure:
+def out_of_memory() -> WebuiError:
     """Return what a GPU that is too small raises.
 
     A guess at the text: no GPU was at hand when the answers were recorded. The class and the shape
@@ -58,4 +58,4 @@ def out_of_memory() -> Failure:
         "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB "
         "of which 1.12 GiB is free."
     )
-    return Failure("OutOfMemoryError", text)
+    return WebuiError("OutOfMemoryError", text)

@@ -170,13 +170,15 @@ def _shown(given: argparse.Namespace, flags: Flags) -> dict[str, Any]:
 def _moved(default: Any, flags: Flags) -> Any:
     if not _is_path(default):
         return default
+    if default.startswith("./"):
+        return str(flags.data_dir / default)
     if default.startswith(_BELOW_MODELS):
         return str(flags.models_dir) + default.removeprefix(_BELOW_MODELS)
     return str(flags.data_dir) + default.removeprefix(HOME)
 
 
 def _is_path(default: object) -> bool:
-    return isinstance(default, str) and default.startswith(HOME)
+    return isinstance(default, str) and default.startswith((HOME, "./"))
 
 
 def _path(text: str | None) -> Path | None:

@@ -32,7 +32,7 @@ class HashCache:
         """Return the hash if it is known, without reading the file.
 
         Raises:
-            Failure: FileNotFoundError.
+            WebuiError: FileNotFoundError.
         """
         entry = self._known.get(title)
         try:
@@ -47,7 +47,7 @@ class HashCache:
         """Return the hash of the bytes from `skip` on, reading them if need be; None with --no-hashing.
 
         Raises:
-            Failure: FileNotFoundError.
+            WebuiError: FileNotFoundError.
         """
         known = self.known(path, title)
         if known is not None or self.disabled:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from simulator.webui import pictures
-from simulator.webui.failure import Failure
+from simulator.webui.failure import WebuiError
 from simulator.webui.job import Job
 from simulator.webui.options import Options
 
@@ -35,14 +35,14 @@ def prepare(job: Job, options: Options) -> list[Canvas]:
     """Return a canvas for each init image, and note in the job what the infotext says of them.
 
     Raises:
-        Failure: there are no init images, or more than pictures in a batch.
+        WebuiError: there are no init images, or more than pictures in a batch.
     """
     job.extra["Denoising strength"] = job.denoising_strength
     if job.width is None or job.height is None:
-        raise Failure("TypeError", "unsupported operand type(s) for /: 'NoneType' and 'int'")
+        raise WebuiError("TypeError", "unsupported operand type(s) for /: 'NoneType' and 'int'")
     size = (job.width, job.height)
     if min(size) <= 0:
-        raise Failure("ValueError", "height and width must be > 0")
+        raise WebuiError("ValueError", "height and width must be > 0")
     mask = _mask(job)
     crop, for_overlay = None, None
     if mask is not None and job.inpaint_full_res:
@@ -57,7 +57,9 @@ def prepare(job: Job, options: Options) -> list[Canvas]:
     elif mask is not None:
         mask = pictures.resize(job.resize_mode or 0, mask, *size)
         for_overlay = mask.point([min(255, value * 2) for value in range(256)])
-    canvases = [_canvas(job, image, mask, (crop, for_overlay), options) for image in job.init_images]
+    canvases = [
+        _canvas(job, image, mask, (crop, for_overlay), options) for image in job.init_images
+    ]
     _note_mask(job, masked=mask is not None)
     return _batch(job, canvases)
 
@@ -137,7 +139,9 @@ def _canvas(
     if crop is not None:
         image = pictures.resize(2, image.crop(crop), *size)
         paste_to = (crop[0], crop[1], crop[2] - crop[0], crop[3] - crop[1])
-    return Canvas(_in_blocks(image), _in_blocks(mask) if mask else None, overlay, paste_to, for_overlay)
+    return Canvas(
+        _in_blocks(image), _in_blocks(mask) if mask else None, overlay, paste_to, for_overlay
+    )
 
 
 def _in_blocks(image: Image.Image) -> Image.Image:
@@ -161,13 +165,13 @@ def _batch(job: Job, canvases: list[Canvas]) -> list[Canvas]:
     if len(canvases) == 1:
         return canvases * size
     if not canvases:
-        raise Failure(
+        raise WebuiError(
             "RuntimeError",
             "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: [0]",
         )
     if len(canvases) > size:
         text = f"bad number of images passed: {len(canvases)}; expecting {size} or less"
-        raise Failure("RuntimeError", text)
+        raise WebuiError("RuntimeError", text)
     job.batch_size = len(canvases)
     return canvases
 
@@ -176,7 +180,7 @@ def finish(painted: Image.Image, canvas: Canvas, options: Options) -> Image.Imag
     """Return the painted picture with what lies outside of the mask put back.
 
     Raises:
-        Failure: the sizes differ, which they do when the job's is no multiple of 8.
+        WebuiError: the sizes differ, which they do when the job's is no multiple of 8.
     """
     overlay = canvas.overlay
     if overlay is None or not options["overlay_inpaint"]:
@@ -187,7 +191,7 @@ def finish(painted: Image.Image, canvas: Canvas, options: Options) -> Image.Imag
         whole.paste(pictures.resize(1, painted, width, height), (x, y))
         painted = whole
     if painted.size != overlay.size:
-        raise Failure("ValueError", "images do not match")
+        raise WebuiError("ValueError", "images do not match")
     painted = painted.convert("RGBA")
     painted.alpha_composite(overlay)
     return painted.convert("RGB")

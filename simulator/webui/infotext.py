@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from simulator.webui import catalogue
-from simulator.webui.failure import Failure
+from simulator.webui.failure import WebuiError
 from simulator.webui.options import Options
 from simulator.webui.prompts import Style, extract_styles
 
@@ -22,6 +22,8 @@ _PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"^(\d+)x(\d+)$")
 _EMPHASIS = re.compile(r"(?<!\\)[(\[]")
 _NEGATIVE = "Negative prompt:"
+# A last line with fewer is taken for prompt.
+_FEWEST_PARAMETERS = 3
 
 # What an infotext means that does not say it.
 _DEFAULTS: dict[str, object] = {
@@ -146,28 +148,31 @@ def parse(text: str, styles: Iterable[Style], style_mode: str) -> dict[str, Any]
     `style_mode` is the option `infotext_styles`.
     """
     *lines, last = text.strip().split("\n")
-    if len(_PARAMETER.findall(last)) < 3:
+    if len(_PARAMETER.findall(last)) < _FEWEST_PARAMETERS:
         lines.append(last)
         last = ""
     prompt, negative = _prompts(lines)
-    found: dict[str, Any] = {}
-    for name, value in _PARAMETER.findall(last):
-        size = _SIZE.match(_unquoted(value))
-        if size:
-            found[f"{name}-1"], found[f"{name}-2"] = size.groups()
-        elif value:
-            found[name] = _unquoted(value)
+    found = _parameters(last)
     if style_mode != "Ignore":
         names, prompt, negative = extract_styles(prompt, negative, styles)
         if names or style_mode == "Apply":
             found["Styles array"] = names
     found["Prompt"] = prompt
     found["Negative prompt"] = negative
-    for name, default in _DEFAULTS.items():
-        if name not in found:
-            found[name] = default
+    found |= {name: default for name, default in _DEFAULTS.items() if name not in found}
     if "Emphasis" not in found and _EMPHASIS.search(prompt + negative):
         found["Emphasis"] = "Original"
+    return found
+
+
+def _parameters(line: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in _PARAMETER.findall(line):
+        size = _SIZE.match(_unquoted(value))
+        if size:
+            found[f"{name}-1"], found[f"{name}-2"] = size.groups()
+        elif value:
+            found[name] = _unquoted(value)
     return found
 
 
@@ -199,7 +204,7 @@ def fill(
     """Put into `fields` what an infotext says of those that the request did not send (`given`).
 
     Raises:
-        Failure: ValueError, for a number that is none.
+        WebuiError: ValueError, for a number that is none.
     """
     values = {name: parameters.get(label) for label, name in _SCRIPT_FIELDS.items()}
     values |= dict(
@@ -246,7 +251,7 @@ def _as_type_of(name: str, value: Any) -> Any:
     try:
         return convert(value)
     except ValueError as error:
-        raise Failure("ValueError", str(error)) from error
+        raise WebuiError("ValueError", str(error)) from error
 
 
 def overrides(parameters: Mapping[str, Any], options: Options) -> dict[str, Any]:

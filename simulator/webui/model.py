@@ -7,8 +7,8 @@ reading the new file fails, it stays out, and until the next load pictures diffe
 Source: A1111 1.10.1, modules/sd_models.py, reload_model_weights and load_model_weights.
 """
 
+import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from simulator.webui import weights
 from simulator.webui.checkpoints import Checkpoint, Checkpoints
 from simulator.webui.embeddings import Embeddings
-from simulator.webui.failure import Failure
+from simulator.webui.failure import WebuiError
 from simulator.webui.hashes import HashCache
 from simulator.webui.networks import Networks
 from simulator.webui.options import Options
@@ -65,8 +65,8 @@ class Model:
             if self.checkpoint is None:
                 try:
                     self._load(self._selected(), into_options=True)
-                except Failure as failure:
-                    print(f"Stable diffusion model failed to load: {failure}")
+                except WebuiError as failure:
+                    print(f"Stable diffusion model failed to load: {failure}", file=sys.stderr)
             return self.checkpoint
 
     def _selected(self) -> Checkpoint:
@@ -78,7 +78,7 @@ class Model:
         A file of the same name with another content is the same file.
 
         Raises:
-            Failure: the file is gone or damaged, or there is none at all.
+            WebuiError: the file is gone or damaged, or there is none at all.
         """
         with self._first_load:
             wanted = wanted or self._selected()
@@ -111,11 +111,13 @@ class Model:
         """Use the VAE that the options select now; an unknown name is none.
 
         Raises:
-            Failure: there is no checkpoint, or the VAE's file is gone or damaged.
+            WebuiError: there is no checkpoint, or the VAE's file is gone or damaged.
         """
         checkpoint = self.get()
         if checkpoint is None:
-            raise Failure("AttributeError", "'NoneType' object has no attribute 'sd_checkpoint_info'")
+            raise WebuiError(
+                "AttributeError", "'NoneType' object has no attribute 'sd_checkpoint_info'"
+            )
         self._use_vae(self._parts.vaes.of(checkpoint.path))
 
     def _use_vae(self, path: Path | None) -> None:
@@ -123,7 +125,9 @@ class Model:
             return
         if path is not None:
             if not path.is_file():
-                raise Failure("AssertionError", f"VAE specified in settings doesn't exist: {path}")
+                raise WebuiError(
+                    "AssertionError", f"VAE specified in settings doesn't exist: {path}"
+                )
             if path.suffix == ".safetensors":
                 weights.read_header(path)
         self.vae_content = weights.fingerprint(path) if path else ""
@@ -141,13 +145,3 @@ class Model:
             return None
         sha256 = self._parts.hashes.of(self.vae, "vae")
         return sha256[:10] if sha256 else None
-
-
-def slow_load(seconds: Callable[[], float]) -> Callable[[], None]:
-    """Return an `on_load` that takes as long as `seconds` says at the time."""
-
-    def wait() -> None:
-        if (delay := seconds()) > 0:
-            time.sleep(delay)
-
-    return wait

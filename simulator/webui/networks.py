@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.webui import folders, weights
-from simulator.webui.failure import Failure
+from simulator.webui.failure import WebuiError
 from simulator.webui.flags import Flags
 from simulator.webui.hashes import HashCache
 from simulator.webui.prompts import Tag
@@ -150,7 +150,7 @@ class Networks:
         What cannot be found or read is left out in silence.
 
         Raises:
-            Failure: ValueError for a weight that is no number, FileNotFoundError for a file that was
+            WebuiError: ValueError for a weight that is no number, FileNotFoundError for a file that was
                 deleted since the scan; the LoRAs that were wanted before are dropped first only by
                 the latter.
         """
@@ -198,7 +198,7 @@ class Networks:
         if loaded is None or mtime > loaded.mtime:
             try:
                 layers = _layers(on_disk.path)
-            except Failure:
+            except WebuiError:
                 return None
             loaded = Loaded(name, on_disk, mtime, weights.fingerprint(on_disk.path), layers)
         if not on_disk.hash:
@@ -236,7 +236,7 @@ class Networks:
 
 def _multiplied(tag: Tag) -> Multiplied:
     if not tag.positional:
-        raise Failure("IndexError", "list index out of range")
+        raise WebuiError("IndexError", "list index out of range")
     numbers = tag.positional[1:]
     try:
         te = float(tag.named.get("te", numbers[0] if numbers else 1.0))
@@ -244,7 +244,7 @@ def _multiplied(tag: Tag) -> Multiplied:
         if len(numbers) > 2 or "dyn" in tag.named:
             int(tag.named.get("dyn", numbers[2] if len(numbers) > 2 else 0))
     except ValueError as error:
-        raise Failure("ValueError", str(error)) from error
+        raise WebuiError("ValueError", str(error)) from error
     return tag.positional[0], te, unet
 
 
@@ -252,7 +252,7 @@ def _layers(path: Path) -> frozenset[Layer]:
     """Return the layers of a LoRA file as far as they tell its base model.
 
     Raises:
-        Failure: the file is damaged.
+        WebuiError: the file is damaged.
     """
     if path.suffix.lower() != ".safetensors":
         weights.read_pickled(path)

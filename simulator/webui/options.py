@@ -7,12 +7,11 @@ Source: A1111 1.10.1, modules/options.py, and modules/processing.py, process_ima
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from simulator.webui import catalogue, coerce
-from simulator.webui.failure import Failure
+from simulator.webui.failure import WebuiError
 
 # Texts on the settings page, not settings.
 _NOT_SAVED = {"profiling_explanation", "sd_vae_explanation", "infotext_explanation"}
@@ -26,7 +25,7 @@ class Options:
     def __init__(self, file: Path) -> None:
         """Read `file` (config.json) if it exists; `save` writes it."""
         self._file = file
-        self._schema: Mapping[str, Mapping[str, Any]] = catalogue.load("options")
+        self._schema: dict[str, dict[str, Any]] = catalogue.load("options")
         self.data: dict[str, Any] = {}
         if file.exists():
             self.data = json.loads(file.read_text("utf-8"))
@@ -40,12 +39,12 @@ class Options:
         """Set an option as the API does and return whether it changed.
 
         Raises:
-            Failure: KeyError, for an unknown key with a value.
+            WebuiError: KeyError, for an unknown key with a value.
         """
         if self.data.get(key) == value:
             return False
         if key not in self._schema:
-            raise Failure("KeyError", repr(key))
+            raise WebuiError("KeyError", repr(key))
         if key in _NOT_SAVED | _RESTRICTED:
             return False
         self.data[key] = value
@@ -64,7 +63,7 @@ class Options:
         """Return what GET /options answers: all options, those that were set coerced to their type.
 
         Raises:
-            Failure: ValidationError, when a value that was set has a type that does not fit.
+            WebuiError: ValidationError, when a value that was set has a type that does not fit.
         """
         shown: dict[str, Any] = {}
         errors = []
@@ -79,7 +78,7 @@ class Options:
         if errors:
             plural = "s" if len(errors) > 1 else ""
             heading = f"{len(errors)} validation error{plural} for Options"
-            raise Failure("ValidationError", "\n".join([heading, *errors]))
+            raise WebuiError("ValidationError", "\n".join([heading, *errors]))
         return shown
 
     def cast(self, key: str, value: Any) -> Any:
@@ -97,4 +96,4 @@ class Options:
         try:
             return type(example)(value)
         except ValueError as error:
-            raise Failure("ValueError", str(error)) from error
+            raise WebuiError("ValueError", str(error)) from error

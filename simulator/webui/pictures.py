@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from simulator.webui.failure import Failure, HttpFailure
+from simulator.webui.failure import HttpError, WebuiError
 from simulator.webui.options import Options
 
 _EXIF_IFD = 0x8769
@@ -41,25 +41,25 @@ def decode(encoded: object, options: Options) -> Image.Image:
     """Return the picture in base64, in a data URL or behind an http(s) URL.
 
     Raises:
-        HttpFailure: it is none, or the URL leads to this machine or its network.
-        Failure: AttributeError when it is not text, IndexError for a data URL without a comma.
+        HttpError: it is none, or the URL leads to this machine or its network.
+        WebuiError: AttributeError when it is not text, IndexError for a data URL without a comma.
     """
     if not isinstance(encoded, str):
         name = type(encoded).__name__
         name = "NoneType" if encoded is None else name
-        raise Failure("AttributeError", f"{name!r} object has no attribute 'startswith'")
+        raise WebuiError("AttributeError", f"{name!r} object has no attribute 'startswith'")
     if encoded.startswith(("http://", "https://")):
         return _fetched(encoded, options)
     if encoded.startswith("data:image/"):
         try:
             encoded = encoded.split(";")[1].split(",")[1]
         except IndexError as error:
-            raise Failure("IndexError", str(error)) from error
+            raise WebuiError("IndexError", str(error)) from error
     try:
         # Not strict: what is not of the alphabet is passed over, line breaks and "-" alike.
         return _opened(base64.b64decode(encoded))
     except (binascii.Error, UnicodeError, ValueError, OSError, SyntaxError) as error:
-        raise HttpFailure(500, "Invalid encoded image") from error
+        raise HttpError(500, "Invalid encoded image") from error
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -73,18 +73,18 @@ def _opened(data: bytes) -> Image.Image:
 
 def _fetched(url: str, options: Options) -> Image.Image:
     if not options["api_enable_requests"]:
-        raise HttpFailure(500, "Requests not allowed")
+        raise HttpError(500, "Requests not allowed")
     if options["api_forbid_local_requests"] and not _is_global(url):
-        raise HttpFailure(500, "Request to local resource not allowed")
+        raise HttpError(500, "Request to local resource not allowed")
     try:
         with urllib.request.urlopen(url, timeout=_URL_TIMEOUT_S) as answer:  # noqa: S310 - as A1111
             data = answer.read()
     except urllib.error.URLError as error:
-        raise Failure("ConnectionError", str(error)) from error
+        raise WebuiError("ConnectionError", str(error)) from error
     try:
         return _opened(data)
     except (ValueError, OSError, SyntaxError) as error:
-        raise HttpFailure(500, "Invalid image url") from error
+        raise HttpError(500, "Invalid image url") from error
 
 
 def _is_global(url: str) -> bool:
@@ -100,12 +100,12 @@ def encode(image: Image.Image, options: Options) -> str:
     """Return the picture as base64 in the format that the options name now.
 
     Raises:
-        HttpFailure: the format is not png, jpg, jpeg or webp.
+        HttpError: the format is not png, jpg, jpeg or webp.
     """
     written = options["samples_format"]
     if not isinstance(written, str):
         name = type(written).__name__
-        raise Failure("AttributeError", f"{name!r} object has no attribute 'lower'")
+        raise WebuiError("AttributeError", f"{name!r} object has no attribute 'lower'")
     data = as_bytes(image, written.lower(), int(options["jpeg_quality"]))
     return base64.b64encode(data).decode("ascii")
 
@@ -114,7 +114,7 @@ def as_bytes(image: Image.Image, written: str, quality: int) -> bytes:
     """Return the picture in a file format, its infotext in `parameters` or in EXIF.
 
     Raises:
-        HttpFailure: see `encode`.
+        HttpError: see `encode`.
     """
     output = io.BytesIO()
     if written == "png":
@@ -130,7 +130,7 @@ def as_bytes(image: Image.Image, written: str, quality: int) -> bytes:
         exif = _user_comment(str(image.info.get("parameters") or ""))
         image.save(output, "WEBP" if written == "webp" else "JPEG", exif=exif, quality=quality)
     else:
-        raise HttpFailure(500, "Invalid image format")
+        raise HttpError(500, "Invalid image format")
     return output.getvalue()
 
 
@@ -156,7 +156,9 @@ def read_info(image: Image.Image) -> tuple[str, dict[str, Any]]:
         items["exif comment"] = infotext = _comment_text(comment)
     for key in _IGNORED:
         items.pop(key, None)
-    texts = {key: value for key, value in items.items() if isinstance(value, str | int | float)}
+    texts: dict[str, Any] = {
+        str(key): value for key, value in items.items() if isinstance(value, str | int | float)
+    }
     return (infotext if isinstance(infotext, str) else ""), texts
 
 
@@ -166,7 +168,9 @@ def _comment_text(comment: bytes) -> str:
     return comment[8:].decode("utf-8", "ignore")
 
 
-def grid(images: list[Image.Image], options: Options, batch_size: int, rows: int | None = None) -> Image.Image:
+def grid(
+    images: list[Image.Image], options: Options, batch_size: int, rows: int | None = None
+) -> Image.Image:
     """Return the pictures side by side.
 
     Source: A1111 1.10.1, modules/images.py, image_grid.

@@ -12,6 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+# Draws the running job's picture as far as it is, at a quarter of its size.
+Preview = Callable[[], Image.Image]
+
 
 class FifoLock:
     """A lock that serves who waits in the order of arrival, unlike `threading.Lock`."""
@@ -58,8 +61,8 @@ class State:
         self.sampling_steps = 0
         self.time_start = time.time()
         self.has_refined_job_count = False
-        self.current_latent: Callable[[], Image.Image] | None = None
-        """Draws the picture as far as it is, at a quarter of its size; None before the first step."""
+        self.current_latent: Preview | None = None
+        """None before the first step."""
         self.current_image: Image.Image | None = None
         self._shown_step = 0
         self._lock = threading.Lock()

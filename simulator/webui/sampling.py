@@ -7,12 +7,13 @@ Source: A1111 1.10.1, modules/sd_samplers_common.py and modules/sd_samplers_cfg_
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from PIL import Image
 
 from simulator.webui import catalogue, describe, draw
-from simulator.webui.failure import Failure
+from simulator.webui.encoding import Conditions
+from simulator.webui.failure import WebuiError
 from simulator.webui.job import Job
 from simulator.webui.model import Model
 from simulator.webui.networks import Signature
@@ -25,20 +26,11 @@ _ENDLESS_PIXELS = 40_000_000
 _NAN = "A tensor with NaNs was produced in Unet."
 _NAN_HALF = (
     " This could be either because there's not enough precision to represent the picture, or because "
-    "your video card does not support half type. Try setting the \"Upcast cross attention layer to "
+    'your video card does not support half type. Try setting the "Upcast cross attention layer to '
     'float32" option in Settings > Stable Diffusion or using the --no-half commandline argument to '
     "fix this."
 )
 _NAN_ADVICE = " Use --disable-nan-check commandline argument to disable this check."
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A prompt as the text encoder sees it: its words, what stands for some of them, the LoRAs."""
-
-    text: str
-    embeddings: tuple[str, ...]
-    networks: Signature
 
 
 @dataclass
@@ -48,12 +40,18 @@ class Pass:
     size: tuple[int, int]
     """Width and height in latent pixels, an eighth of the picture's."""
     steps: int
-    first_step: int = 0
     sampler: str = "Euler"
     schedule: str | None = None
-    conditions: list[tuple[Condition, Condition]] = field(default_factory=list)
     before: tuple[object, ...] = ()
     """What is worked over, if not noise: digests of init images or of the first pass."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass came to: all that decided it, and how clear it is, 1 if it was not cut short."""
+
+    decided: tuple[object, ...]
+    clarity: float
 
 
 @dataclass
@@ -83,18 +81,18 @@ class Sampler:
         networks: Callable[[], Signature],
         preview: Callable[[float], Image.Image],
         before_step: Callable[[float], None],
-    ) -> tuple[tuple[object, ...], float]:
-        """Pass the time of sampling; return what decided the result, and how clear it is (0 to 1).
+    ) -> Outcome:
+        """Pass the time of sampling and return what it came to.
 
         `networks` brings the UNet up to date, at the first step; `before_step` is told how much of the
         schedule has passed and may change the model.
 
         Raises:
-            Failure: the size or the number of steps is impossible.
+            WebuiError: the size or the number of steps is impossible.
         """
         self._check_size(run.size)
         if run.steps < 0:
-            raise Failure("RuntimeError", "number of steps must be non-negative")
+            raise WebuiError("RuntimeError", "number of steps must be non-negative")
         state = self._state
         state.sampling_steps = run.steps
         state.sampling_step = 0
@@ -114,20 +112,22 @@ class Sampler:
         clarity = done / run.steps if run.steps else 0.0
         # Equal neighbours say nothing new; the number of steps is told apart.
         changes = [item for n, item in enumerate(decided) if n == 0 or item != decided[n - 1]]
-        return (run.steps, done, run.sampler, run.schedule, *changes), clarity
+        return Outcome((run.steps, done, run.sampler, run.schedule, *changes), clarity)
 
     def _check_size(self, size: tuple[int, int]) -> None:
         width, height = size
         if width < 0 or height < 0:
             worst = height if height < 0 else width
-            text = f"Trying to create tensor with negative dimension {worst}: [4, {height}, {width}]"
-            raise Failure("RuntimeError", text)
+            text = (
+                f"Trying to create tensor with negative dimension {worst}: [4, {height}, {width}]"
+            )
+            raise WebuiError("RuntimeError", text)
         if width == 0 or height == 0:
             text = (
                 f"Calculated padded input size per channel: ({height + 2} x {width + 2}). "
                 "Kernel size: (3 x 3). Kernel size can't be greater than actual input size"
             )
-            raise Failure("RuntimeError", text)
+            raise WebuiError("RuntimeError", text)
         if width * height * 64 > _ENDLESS_PIXELS:
             self._clockwork.endless()
 
@@ -135,15 +135,17 @@ class Sampler:
         """Refuse a result of NaN, which a broken checkpoint or a guidance of NaN gives.
 
         Raises:
-            Failure: NansException.
+            WebuiError: NansException.
         """
         scale = job.cfg_scale
         if scale is None:
-            raise Failure("TypeError", "unsupported operand type(s) for *: 'float' and 'NoneType'")
+            raise WebuiError(
+                "TypeError", "unsupported operand type(s) for *: 'float' and 'NoneType'"
+            )
         not_finite = scale != scale or scale in {float("inf"), float("-inf")}  # noqa: PLR0124 - NaN
         if (self._model.is_nan or not_finite) and not self._nan.disabled:
             text = _NAN if self._nan.no_half else _NAN + _NAN_HALF
-            raise Failure("NansException", text + _NAN_ADVICE)
+            raise WebuiError("NansException", text + _NAN_ADVICE)
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,12 @@ def check_seeds(seeds: list[int]) -> None:
     """Refuse seeds that the random number generator cannot take.
 
     Raises:
-        Failure: RuntimeError, with PyTorch's text.
+        WebuiError: RuntimeError, with PyTorch's text.
 
     Source: recorded from A1111 1.10.1: txt2img_seed_huge.
     """
     if any(not _MIN_SEED <= seed <= _MAX_SEED for seed in seeds):
-        raise Failure("RuntimeError", "Overflow when unpacking long")
+        raise WebuiError("RuntimeError", "Overflow when unpacking long")
 
 
 def of_job(job: Job, options: Options, vae: str) -> tuple[object, ...]:
@@ -198,7 +200,7 @@ def noise_of(job: Job, seed: int, subseed: int) -> tuple[object, ...]:
     )
 
 
-def scene(conditions: tuple[Condition, Condition], decided: tuple[object, ...]) -> draw.Scene:
+def scene(conditions: Conditions, decided: tuple[object, ...]) -> draw.Scene:
     """Return what to draw: colours and hills by the prompt alone, the rest by everything."""
     positive, negative = conditions
     return draw.Scene(

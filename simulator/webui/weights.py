@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from simulator.webui.failure import Failure
+from simulator.webui.failure import WebuiError
 
 # Above this the header is not believed. Source: huggingface/safetensors, safetensors/src/tensor.rs.
 MAX_HEADER = 100_000_000
@@ -45,7 +45,7 @@ def read_header(path: Path) -> Header:
     """Return the header of a safetensors file.
 
     Raises:
-        Failure: FileNotFoundError, or SafetensorError with the library's text.
+        WebuiError: FileNotFoundError, or SafetensorError with the library's text.
     """
     try:
         with path.open("rb") as file:
@@ -74,13 +74,13 @@ def _parse(file: IO[bytes], size: int) -> Header:
     return Header(entries, metadata, length + 8)
 
 
-def _damaged(reason: str) -> Failure:
-    return Failure("SafetensorError", f"Error while deserializing header: {reason}")
+def _damaged(reason: str) -> WebuiError:
+    return WebuiError("SafetensorError", f"Error while deserializing header: {reason}")
 
 
-def not_found(path: Path) -> Failure:
+def not_found(path: Path) -> WebuiError:
     """Return the failure of opening a file that is not there."""
-    return Failure("FileNotFoundError", f"[Errno 2] No such file or directory: {str(path)!r}")
+    return WebuiError("FileNotFoundError", f"[Errno 2] No such file or directory: {str(path)!r}")
 
 
 def listed_metadata(path: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def listed_metadata(path: Path) -> dict[str, Any]:
     """
     try:
         metadata = read_header(path).metadata
-    except Failure:
+    except WebuiError:
         return {}
     return {key: _parsed(value) for key, value in metadata.items()}
 
@@ -149,7 +149,7 @@ def fingerprint(path: Path) -> str:
     """Return a digest of the file's content; of a large file, of its size and three samples.
 
     Raises:
-        Failure: FileNotFoundError.
+        WebuiError: FileNotFoundError.
     """
     digest = hashlib.sha256()
     try:
@@ -212,7 +212,7 @@ def read_pickled(path: Path) -> dict[str, Any]:
     """Return the dictionary in a .pt file; a tensor in it is its shape, as a tuple.
 
     Raises:
-        Failure: UnpicklingError, when it is no such file.
+        WebuiError: UnpicklingError, when it is no such file.
     """
     try:
         with path.open("rb") as file:
@@ -228,7 +228,7 @@ def read_pickled(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise not_found(path) from error
     except _BAD_PICKLE as error:
-        raise Failure("UnpicklingError", str(error)) from error
+        raise WebuiError("UnpicklingError", str(error)) from error
     return (
         {key: _shaped(value) for key, value in content.items()} if isinstance(content, dict) else {}
     )

@@ -103,6 +103,12 @@ def volume(tmp_path: Path) -> Path:
     return path
 
 
+def shelf_on(volume: Path, **settings: Any) -> Shelf:
+    """Open a volume as a worker does that starts now."""
+    return Shelf(volume, ModelCache(settings_for(volume, **settings)))
+
+
 @pytest.fixture
 def shelf(volume: Path) -> Shelf:
-    return Shelf(volume, ModelCache(settings_for(volume)))
+    """An empty volume."""
+    return shelf_on(volume)

@@ -1,4 +1,3 @@
-import contextlib
 import os
 import threading
 import time
@@ -24,8 +23,7 @@ from schemas.errors import (
 )
 from schemas.model_ref import Kind, ModelRef
 from simulator import models
-from tests.model_cache.conftest import Hub, Shelf, safetensors, settings_for
-
+from tests.model_cache.conftest import Hub, Shelf, safetensors, settings_for, shelf_on
 
 METADATA = models.kohya_metadata("sd1", "det")
 
@@ -203,10 +201,9 @@ def test_other_bytes_under_a_name_that_is_taken_are_published_beside_it(
 ) -> None:
     other = models.write_lora(model_hub.root / "other.safetensors", seed="other")
     kept = shelf.ensure(name="x", url=url).model
-    wanted = {"name": "x", "url": url.replace("detail", "other")}
 
-    done = shelf.ensure(**wanted)
-    again = shelf.ensure(**wanted)
+    done = shelf.ensure(name="x", url=url.replace("detail", "other"))
+    again = shelf.ensure(name="x", url=url.replace("detail", "other"))
 
     assert done.model.name == f"x-{other[:8]}"
     assert done.warnings == (f"The lora is called 'x-{other[:8]}': another file has the name 'x'.",)
@@ -216,10 +213,11 @@ def test_other_bytes_under_a_name_that_is_taken_are_published_beside_it(
 
 
 def test_a_name_that_a_file_of_another_layout_has_is_not_taken_from_it(
-    shelf: Shelf, url: str, sha256: str
+    volume: Path, url: str, sha256: str
 ) -> None:
-    theirs = shelf.models / "Lora" / "x.safetensors"
+    theirs = volume / "models" / "Lora" / "x.safetensors"
     digest = models.write_lora(theirs, seed="theirs")
+    shelf = shelf_on(volume)
 
     done = shelf.ensure(name="x", url=url, hash=sha256)
 
@@ -256,16 +254,387 @@ def test_where_no_link_can_be_made_the_model_is_used_as_it_is_called(
 
 
 def test_the_same_bytes_from_two_sources_are_one_file_and_fetched_once_from_each(
-    model_hub: Hub, shelf: Shelf, url: str, sha256: str
+    model_hub: Hub, shelf: Shelf, url: str
 ) -> None:
     mirror = model_hub.root / "mirror.safetensors"
     mirror.write_bytes((model_hub.root / "detail.safetensors").read_bytes())
-    wanted = {"name": "x", "url": url.replace("detail", "mirror")}
     first = shelf.ensure(name="x", url=url)
 
-    second = shelf.ensure(**wanted)
-    third = shelf.ensure(**wanted)
+    second = shelf.ensure(name="x", url=url.replace("detail", "mirror"))
+    third = shelf.ensure(name="x", url=url.replace("detail", "mirror"))
 
-    assert [done.model.name for done in (first, second, third)] == ["x", "x-" + sha256[:8], "x"]
-    assert third.cached
+    assert [done.model.name for done in (first, second, third)] == ["x", "x", "x"]
+    assert [done.cached for done in (first, second, third)] == [False, False, True]
+    assert second.warnings == third.warnings == ()
     assert len(model_hub.requests) == 2
+
+
+def test_a_file_that_people_put_there_is_used_for_a_url_with_a_warning(
+    model_hub: Hub, volume: Path, url: str
+) -> None:
+    path = volume / "models" / "loras" / "x.safetensors"
+    models.write_lora(path, seed="theirs", metadata=METADATA)
+    shelf = shelf_on(volume)
+
+    done = shelf.ensure(name="x", url=url)
+
+    assert (done.model.path, done.model.sha256, done.model.alias) == (path, None, "det")
+    assert "no record of where it came from" in done.warnings[0]
+    assert model_hub.requests == []
+
+
+def test_a_file_that_people_put_there_is_hashed_once_for_all_workers(
+    model_hub: Hub, volume: Path, url: str, sha256: str
+) -> None:
+    path = volume / "models" / "loras" / "sub" / "x.safetensors"
+    models.write_lora(path, seed="detail", metadata=METADATA)
+    shelf = shelf_on(volume)
+    told: list[Progress] = []
+
+    done = shelf.ensure(name="x", url=url, hash=sha256, progress=told.append)
+
+    assert (done.model.path, done.model.sha256, done.warnings) == (path, sha256, ())
+    assert (done.model.source, done.model.alias) == ("", "det")
+    assert told[-1] == Progress(path.stat().st_size, path.stat().st_size)
+    assert model_hub.requests == []
+    told.clear()
+    other = shelf_on(shelf.volume)
+    assert other.ensure(name="x", hash=sha256, progress=told.append).model == done.model
+    assert told == []
+
+
+def test_a_damaged_file_that_people_put_there_is_no_hindrance_for_a_url(
+    model_hub: Hub, volume: Path, url: str, sha256: str
+) -> None:
+    path = volume / "models" / "loras" / "x.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half an upload")
+    shelf = shelf_on(volume)
+
+    told = shelf.ensure(name="x", url=url, hash=sha256)
+    untold = shelf.ensure(name="x", url=url)
+    again = shelf.ensure(name="x", url=url, hash=sha256)
+
+    assert told.model == untold.model == again.model
+    assert told.model.name == f"x-{sha256[:8]}"
+    assert len(model_hub.requests) == 1
+    assert path.read_bytes() == b"half an upload"
+    with pytest.raises(ModelCorruptError, match="'x' is not a whole safetensors file"):
+        shelf.ensure(name="x")
+
+
+def test_a_model_that_another_worker_published_is_found_before_anything_is_fetched(
+    model_hub: Hub, shelf: Shelf, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shelf_on(shelf.volume)
+    shelf.ensure(name="x", url=url)
+    monkeypatch.setattr("model_cache.cache._MISS_FRESH_S", 0)
+
+    assert other.ensure(name="x", url=url).cached
+    assert other.ensure(name="x").cached
+    assert len(model_hub.requests) == 1
+
+
+def test_a_name_that_was_added_since_is_found(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_cache.cache._MISS_FRESH_S", 0)
+    path = shelf.models / "Lora" / "new.safetensors"
+    models.write_lora(path, seed="new")
+
+    assert shelf.ensure(name="new").model.path == path
+
+
+def test_a_name_that_is_asked_for_again_and_again_does_not_search_the_volume_each_time(
+    shelf: Shelf,
+) -> None:
+    models.write_lora(shelf.models / "Lora" / "new.safetensors", seed="new")
+
+    with pytest.raises(ModelNotFoundError):
+        shelf.ensure(name="new")
+
+
+# What changes behind our back.
+
+
+def test_a_file_that_was_deleted_is_fetched_again(model_hub: Hub, shelf: Shelf, url: str) -> None:
+    shelf.ensure(name="x", url=url).model.path.unlink()
+
+    assert not shelf.ensure(name="x", url=url).cached
+    assert len(model_hub.requests) == 2
+
+
+def test_a_file_that_was_deleted_is_not_found_by_name(shelf: Shelf, url: str) -> None:
+    shelf.ensure(name="x", url=url).model.path.unlink()
+
+    with pytest.raises(ModelNotFoundError):
+        shelf.ensure(name="x")
+
+
+def test_a_file_that_was_replaced_is_no_longer_what_its_manifest_says(
+    shelf: Shelf, url: str, sha256: str
+) -> None:
+    path = shelf.ensure(name="x", url=url).model.path
+    digest = models.write_lora(path, seed="other", base="sdxl")
+
+    done = shelf.ensure(name="x")
+
+    assert (done.model.sha256, done.model.base, done.model.source) == (None, "sdxl", "")
+    with pytest.raises(ModelCorruptError):
+        shelf.ensure(name="x", hash=sha256)
+    assert shelf.ensure(name="x", hash=digest).model.sha256 == digest
+
+
+def test_a_file_that_was_only_touched_is_proved_again_by_its_digest(
+    shelf: Shelf, url: str, sha256: str
+) -> None:
+    path = shelf.ensure(name="x", url=url).model.path
+    os.utime(path)
+
+    done = shelf.ensure(name="x", hash=sha256)
+
+    assert (done.model.sha256, done.model.source) == (sha256, url)
+
+
+def test_a_file_that_changes_at_every_look_ends_in_an_error(
+    shelf: Shelf, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shelf.ensure(name="x", url=url).model.path
+    look_again = shelf.cache._listing.look_again
+
+    def changing(kind: Kind, where: Path) -> CachedModel | None:
+        found = look_again(kind, where)
+        os.utime(path, ns=(0, time.monotonic_ns()))
+        return found
+
+    monkeypatch.setattr(shelf.cache._listing, "look_again", changing)
+    os.utime(path)
+
+    with pytest.raises(VolumeBusyError, match="changes again and again"):
+        shelf.ensure(name="x")
+
+
+# What must not come in.
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        pytest.param(b"PK\x03\x04 pickled", ModelUnsafeError, id="zip"),
+        pytest.param(b"\x80\x04\x95pickled", ModelUnsafeError, id="pickle"),
+        pytest.param(b"<!DOCTYPE html><html>Sign in</html>", ModelUnsafeError, id="page"),
+        pytest.param(b'{"error": "Unauthorized"}', ModelUnsafeError, id="json"),
+        pytest.param(b"", ModelCorruptError, id="nothing"),
+        pytest.param(safetensors({"a": 1}), ModelCorruptError, id="bad header"),
+        pytest.param(safetensors({}) + b"x", ModelCorruptError, id="a byte too many"),
+    ],
+)
+def test_what_is_no_model_is_refused_and_leaves_nothing(
+    model_hub: Hub, shelf: Shelf, content: bytes, error: type[WorkerError]
+) -> None:
+    (model_hub.root / "m.safetensors").write_bytes(content)
+
+    with pytest.raises(error):
+        shelf.ensure(name="x", url=f"{model_hub.url}/m.safetensors")
+
+    assert shelf.files() == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        pytest.param({"flip": 20_000}, ModelCorruptError, id="wrong bytes"),
+        pytest.param({"length": -5}, ModelCorruptError, id="a length that is too small"),
+        pytest.param({"html": True}, ModelUnsafeError, id="a page"),
+        pytest.param({"status": 404}, ModelNotFoundError, id="404"),
+        pytest.param({"no_length": True, "cut": 20_000}, ModelCorruptError, id="an unseen cut"),
+    ],
+)
+def test_a_fault_of_the_host_is_an_error_and_leaves_nothing(
+    model_hub: Hub,
+    shelf: Shelf,
+    url: str,
+    sha256: str,
+    *,
+    spoil: dict[str, Any],
+    error: type[WorkerError],
+) -> None:
+    model_hub.spoil(times=-1, **spoil)
+
+    with pytest.raises(error):
+        shelf.ensure(name="x", url=url, hash=sha256)
+
+    assert shelf.files() == []
+    model_hub.site.faults.rules.clear()
+    assert not shelf.ensure(name="x", url=url, hash=sha256).cached
+
+
+def test_another_digest_is_told_with_both(shelf: Shelf, url: str, sha256: str) -> None:
+    with pytest.raises(ModelCorruptError) as caught:
+        shelf.ensure(name="x", url=url, hash="0" * 64)
+
+    assert caught.value.details == {"expected": "0" * 64, "actual": sha256}
+    assert shelf.files() == []
+
+
+def test_a_model_of_another_kind_is_refused(shelf: Shelf, url: str) -> None:
+    with pytest.raises(ModelIncompatibleError, match="kind lora, not checkpoint"):
+        shelf.ensure(Kind.CHECKPOINT, name="x", url=url)
+
+    assert shelf.files() == []
+
+
+def test_a_model_that_shows_no_kind_is_taken_with_a_warning(model_hub: Hub, shelf: Shelf) -> None:
+    (model_hub.root / "m.safetensors").write_bytes(safetensors({}))
+
+    done = shelf.ensure(name="x", url=f"{model_hub.url}/m.safetensors")
+
+    assert done.warnings == ("The file of 'x' does not show that it is a lora; it is used as one.",)
+
+
+def test_a_cancelled_job_leaves_nothing(model_hub: Hub, shelf: Shelf, url: str) -> None:
+    model_hub.spoil(stall=5000)
+    cancelled = threading.Event()
+    timer = threading.Timer(0.2, cancelled.set)
+    timer.start()
+
+    with pytest.raises(JobCancelledError):
+        shelf.ensure(name="x", url=url, cancelled=cancelled)
+
+    assert shelf.files() == []
+    timer.join()
+
+
+def test_a_private_host_is_refused_by_default(model_hub: Hub, volume: Path, url: str) -> None:
+    strict = shelf_on(volume, allow_private_hosts=False)
+
+    with pytest.raises(WorkerError, match="https"):
+        strict.ensure(name="x", url=url)
+    with pytest.raises(WorkerError, match="not at a public address"):
+        strict.ensure(name="x", url=url.replace("http:", "https:"))
+
+    assert model_hub.requests == []
+
+
+# The list, the headers and the numbers.
+
+
+def test_models_are_listed_by_name_and_kind(shelf: Shelf, url: str) -> None:
+    shelf.ensure(name="b", url=url)
+    shelf.ensure(name="a", url=url)
+
+    assert [model.name for model in shelf.cache.models(Kind.LORA)] == ["a", "b"]
+    assert shelf.cache.models(Kind.CHECKPOINT) == ()
+
+
+def test_what_a_header_tells_is_listed_once_it_was_read(volume: Path) -> None:
+    path = volume / "models" / "Lora" / "x.safetensors"
+    models.write_lora(path, seed="x", base="sdxl", metadata=models.kohya_metadata("sdxl", "ali"))
+    cache = ModelCache(settings_for(volume))
+    (listed,) = cache.models(Kind.LORA)
+
+    told = cache.inspected(listed)
+
+    assert (listed.base, listed.alias) == ("unknown", "")
+    assert (told.base, told.alias) == ("sdxl", "ali")
+    assert cache.models(Kind.LORA) == (told,)
+
+
+def test_a_header_is_read_once_for_each_state_of_a_file(volume: Path) -> None:
+    path = volume / "models" / "loras" / "x.safetensors"
+    models.write_lora(path, seed="x")
+    shelf = shelf_on(volume)
+    before = shelf.ensure(name="x").model
+    status = path.stat()
+    # The same size and time, other bytes: only who reads again can tell.
+    path.write_bytes(b"\0" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    assert shelf.ensure(name="x").model == before
+    os.utime(path)
+    with pytest.raises(ModelCorruptError):
+        shelf.ensure(name="x")
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        (lambda path: path.write_bytes(b"\x80\x04\x95 pickled"), ModelUnsafeError),
+        (lambda path: path.write_bytes(b"x"), ModelCorruptError),
+        (lambda path: models.write_vae(path, seed="x"), ModelIncompatibleError),
+    ],
+)
+def test_a_bad_file_is_listed_and_refused_when_it_is_wanted(
+    volume: Path, write: Callable[[Path], object], error: type[WorkerError]
+) -> None:
+    path = volume / "models" / "loras" / "x.safetensors"
+    path.parent.mkdir(parents=True)
+    write(path)
+    shelf = shelf_on(volume)
+    (listed,) = shelf.cache.models(Kind.LORA)
+
+    with pytest.raises(error):
+        shelf.cache.inspected(listed)
+    with pytest.raises(error):
+        shelf.ensure(name="x")
+
+
+def test_the_numbers_count_own_changes_at_once(shelf: Shelf, url: str) -> None:
+    before = shelf.cache.info()
+    size = shelf.ensure(name="x", url=url).model.size_bytes
+    shelf.ensure(name="y", url=url)
+    models.write_checkpoint(shelf.models / "checkpoints" / "c.safetensors", seed="c")
+
+    after = shelf.cache.info()
+
+    assert (before.checkpoints_cached, before.loras_cached, before.total_cache_size_mb) == (0, 0, 0)
+    assert (after.checkpoints_cached, after.loras_cached) == (0, 2)
+    assert after.total_cache_size_mb == round(size / 1e6, 1)
+
+
+def test_the_numbers_follow_other_workers_after_a_while(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.write_checkpoint(shelf.models / "checkpoints" / "c.safetensors", seed="c")
+    monkeypatch.setattr("model_cache.cache._FRESH_S", 0)
+
+    assert shelf.cache.info().checkpoints_cached == 1
+
+
+# Without a volume, and what was left behind.
+
+
+def test_without_a_volume_everything_says_so_and_nothing_is_made(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "none", ModelCache(settings_for(tmp_path / "none")))
+
+    assert shelf.cache.models(Kind.LORA) == ()
+    with pytest.raises(VolumeMissingError):
+        shelf.ensure(name="x")
+    with pytest.raises(VolumeMissingError):
+        shelf.ensure(name="x", url="http://127.0.0.1:1/x")
+    assert not (tmp_path / "none").exists()
+
+
+def test_leftovers_of_yesterday_are_cleared_at_the_start(volume: Path) -> None:
+    left = layout.tmp_folder(volume) / "dead.part"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+
+    ModelCache(settings_for(volume))
+
+    assert not left.exists()
+
+
+def test_a_manifest_of_a_file_that_is_gone_does_no_harm(volume: Path, shelf: Shelf) -> None:
+    path = shelf.models / "loras" / "x.safetensors"
+    models.write_lora(path, seed="x")
+    manifest = manifests.new("0" * 64, path.stat(), "https://h/x", "sd1", "")
+    manifests.write(volume, layout.manifest_path(volume, Kind.LORA, path), manifest)
+    path.unlink()
+
+    cache = ModelCache(settings_for(volume))
+
+    assert cache.models(Kind.LORA) == ()
+    with pytest.raises(ModelNotFoundError):
+        Shelf(volume, cache).ensure(name="x")

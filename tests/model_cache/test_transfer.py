@@ -3,6 +3,9 @@ import io
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -110,6 +113,7 @@ def test_a_host_that_gives_crumbs_ends_in_an_error(model_hub: Hub, url: str) -> 
         pytest.param({"etag": "changing"}, id="has another etag"),
         pytest.param({"status": 416}, id="refuses the range"),
         pytest.param({"cut": 0}, id="breaks again at once"),
+        pytest.param({"cut": 50_000, "no_length": True}, id="ends too early and says nothing"),
     ],
 )
 def test_whatever_a_host_does_with_the_rest_the_bytes_are_right(
@@ -150,6 +154,118 @@ def test_a_file_that_changes_between_two_tries_is_never_mixed(model_hub: Hub, ur
     fetch(url, into, progress=replace_it)
 
     assert into.getvalue() == other
+
+
+@dataclass
+class Canned:
+    """A host that gives answers as they are, in crumbs, one to a connection."""
+
+    url: str
+    asked: list[bytes]
+
+
+@contextmanager
+def canned(*answers: bytes) -> Iterator[Canned]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host = Canned(f"http://127.0.0.1:{listener.getsockname()[1]}/m", [])
+
+        def serve() -> None:
+            # The client may go before all is sent, or not come as often as it could.
+            for answer in answers:
+                with suppress(OSError), listener.accept()[0] as connection:
+                    host.asked.append(connection.recv(65536))
+                    for start in range(0, len(answer), 500):
+                        connection.sendall(answer[start : start + 500])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield host
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def answer(status: str, body: bytes, *headers: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body
+
+
+FIRST = answer("200 OK", BYTES[:1000], "Content-Length: 3000", 'ETag: "a"')
+REST = BYTES[1000:3000]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param(['ETag: "a"', "Content-Range: bytes 999-2999/3000"], id="begins too early"),
+        pytest.param(['ETag: "a"', "Content-Range: bytes 1000-2999/4000"], id="of another size"),
+        pytest.param(['ETag: "a"', "Content-Range: bytes 1000-2000/3000"], id="a part of the rest"),
+        pytest.param(['ETag: "b"', "Content-Range: bytes 1000-2999/3000"], id="of another file"),
+        pytest.param(['ETag: "a"'], id="of nobody knows what"),
+    ],
+)
+def test_a_rest_that_is_another_one_is_thrown_away(headers: list[str]) -> None:
+    rest = answer("206 Partial Content", REST, *headers)
+    into = io.BytesIO()
+
+    with canned(FIRST, rest, answer("200 OK", BYTES[:3000], "Content-Length: 3000")) as host:
+        fetch(host.url, into)
+
+    assert into.getvalue() == BYTES[:3000]
+    assert [b"Range: bytes=1000-" in asked for asked in host.asked] == [False, True, False]
+    assert b'If-Range: "a"' in host.asked[1]
+
+
+def test_a_rest_that_fits_is_taken() -> None:
+    rest = answer("206 Partial Content", REST, "Content-Range: bytes 1000-2999/3000", 'ETag: "a"')
+    into = io.BytesIO()
+
+    with canned(FIRST, rest) as host:
+        fetch(host.url, into)
+
+    assert into.getvalue() == BYTES[:3000]
+
+
+def test_a_part_that_nobody_asked_for_is_not_taken_for_the_file() -> None:
+    part = answer("206 Partial Content", BYTES[:3000], "Content-Range: bytes 0-2999/3000")
+    into = io.BytesIO()
+
+    with canned(part, answer("200 OK", BYTES[:3000], "Content-Length: 3000")) as host:
+        fetch(host.url, into)
+
+    assert into.getvalue() == BYTES[:3000]
+
+
+def test_first_bytes_that_come_in_crumbs_are_looked_at_together() -> None:
+    looked: list[bytes] = []
+
+    with canned(answer("200 OK", BYTES[:3000], "Content-Length: 3000")) as host:
+        fetch(host.url, look=looked.append)
+
+    assert looked == [BYTES[: transfer.FIRST_BYTES]]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"\0\xff\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3, 4\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: \xff\xfe\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://\xff..\xff/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://" + b"a" * 70 + b".example/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\n\r\n",
+        b"HTTP/1.1 500 Oops\r\nRetry-After: \xff\r\nContent-Length: 9\r\n\r\n{",
+    ],
+)
+def test_whatever_a_host_answers_the_outcome_is_our_error(garbage: bytes) -> None:
+    with canned(*[garbage] * 3) as host, pytest.raises(WorkerError):
+        fetch(host.url, stall_s=1)
 
 
 def test_a_host_that_breaks_every_time_ends_in_an_error(model_hub: Hub, url: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from model_cache.cache import ModelCache
 from schemas.errors import (
+    BackendCrashedError,
     BackendFailedError,
     BackendOutOfMemoryError,
     InvalidInputError,
@@ -240,14 +241,18 @@ def test_an_unknown_field_goes_through(world: World) -> None:
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        pytest.param({"status": 500}, BackendFailedError, id="500"),
+        pytest.param({"kind": "fail", "status": 500}, BackendFailedError, id="500"),
         pytest.param({"kind": "oom"}, BackendOutOfMemoryError, id="out of memory"),
+        pytest.param({"kind": "half"}, BackendCrashedError, id="half an answer"),
+        pytest.param({"kind": "drop"}, BackendCrashedError, id="dropped"),
+        pytest.param({"kind": "not_json"}, BackendFailedError, id="not JSON"),
     ],
 )
 def test_a_failure_of_a1111_is_typed_and_the_next_job_works(
     world: World, fault: dict[str, Any], error: type[Exception]
 ) -> None:
-    world.webui.post("/simulator/faults", {"path": "/sdapi/v1/txt2img", "times": 1, **fault})
+    faults = [{"path": "/sdapi/v1/txt2img", "times": 1, **fault}]
+    world.webui.post("/simulator/faults", {"faults": faults})
 
     with pytest.raises(error):
         world.run()

@@ -1,0 +1,125 @@
+"""Start the simulated WebUI as a process, and talk to it over its socket."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from simulator import models
+
+ROOT = Path(__file__).parents[2]
+API = "/sdapi/v1"
+
+
+class Webui:
+    """One running simulator; what it says goes to `log`."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        command = [sys.executable, "-m", "simulator", "webui", "--port", "0", *arguments]
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, start_new_session=True
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the simulator did not start: {log.read_text()}"
+        self.url: str = json.loads(line)["url"]
+        self.session = requests.Session()
+
+    def call(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        path = path if path.startswith("/") else f"{API}/{path}"
+        return self.session.request(
+            method, self.url + path, timeout=30, **{"allow_redirects": False, **arguments}
+        )
+
+    def get(self, path: str, **arguments: Any) -> requests.Response:
+        return self.call("GET", path, **arguments)
+
+    def post(self, path: str, body: object = None, **arguments: Any) -> requests.Response:
+        return self.call("POST", path, json=body, **arguments)
+
+    def generate(self, **fields: Any) -> dict[str, Any]:
+        """Return the answer of a small txt2img with `info` parsed; it must be a 200."""
+        body = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "seed": 1, **fields}
+        answer = self.post("txt2img", body)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        found["info"] = json.loads(found["info"])
+        return found
+
+    def options(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("options").json()
+        return found
+
+    def journal(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("/simulator/journal").json()
+        return found
+
+    def faults(self, **order: Any) -> None:
+        assert self.post("/simulator/faults", order).status_code == 200
+
+    def stop(self) -> int:
+        """End it by SIGTERM, or at once if that takes too long, and return its exit status."""
+        self.session.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return self.process.wait()
+
+
+Start = Callable[..., Webui]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start simulators that are stopped after the test: `start(models_dir, *flags)`."""
+    running: list[Webui] = []
+
+    def started(*arguments: object) -> Webui:
+        log = tmp_path / f"webui-{len(running)}.log"
+        running.append(Webui([str(argument) for argument in arguments], log))
+        return running[-1]
+
+    yield started
+    for webui in running:
+        webui.stop()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """A models folder: checkpoints alpha, beta and broken (NaN), LoRAs, VAEs, embeddings, a style."""
+    folder = tmp_path / "models"
+    checkpoints = folder / "Stable-diffusion"
+    models.write_checkpoint(checkpoints / "alpha.safetensors", seed="alpha")
+    models.write_checkpoint(checkpoints / "below" / "beta.safetensors", seed="beta")
+    models.write_checkpoint(checkpoints / "broken.safetensors", seed="broken", nan=True)
+    loras = folder / "Lora"
+    models.write_lora(
+        loras / "detail.safetensors", seed="d", metadata=models.kohya_metadata("sd1", "more detail")
+    )
+    models.write_lora(loras / "deep" / "plain.safetensors", seed="p")
+    models.write_lora(loras / "foreign.safetensors", seed="f", base="sd2")
+    models.write_vae(folder / "VAE" / "soft.safetensors", seed="soft")
+    models.write_embedding(folder / "embeddings" / "charm.safetensors", seed="charm")
+    models.write_embedding(folder / "embeddings" / "wide.safetensors", seed="wide", base="sd2")
+    (folder / "styles.csv").write_text('name,prompt,negative_prompt\nOil,"oil, {prompt}",flat\n')
+    return folder
+
+
+@pytest.fixture
+def webui(start: Start, world: Path, tmp_path: Path) -> Webui:
+    """A simulator on `world` that keeps its config below the test's folder."""
+    return start("--models-dir", world, "--data-dir", tmp_path / "data", "--no-half")
