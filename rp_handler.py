@@ -176,6 +176,21 @@ def started(settings: Settings, child: WebuiProcess | None) -> Runner:
     return runner
 
 
+def replacing(run: Run, child: WebuiProcess | None) -> Run:
+    """Return `run` with errors that ask for a new worker once A1111 is gone: nothing here revives it."""
+
+    def watched(
+        job: rp_sdk.Job, cancelled: Event, report: Callable[[dict[str, Any]], None]
+    ) -> Result:
+        try:
+            return run(job, cancelled, report)
+        except BackendError as error:
+            error.refresh_worker = child is not None and child.exit_code() is not None
+            raise
+
+    return watched
+
+
 def main() -> int:
     """Start the worker and serve until the SDK ends; return the exit code."""
     environ = os.environ  # noqa: TID251 - the one reader
@@ -194,7 +209,7 @@ def main() -> int:
         else:
             settings, child = with_volume(settings), adopted(arguments)
         runner = started(settings, child)
-        handler = make_handler(runner.run, online=online)
+        handler = make_handler(replacing(runner.run, child), online=online)
         rp_sdk.serve(saving(handler) if local_test else handler)
     except SettingsError as error:
         sys.stderr.write(f"The settings are wrong:\n{error}\n")

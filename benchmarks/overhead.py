@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import logging
+import random
 import subprocess
 import sys
 import tempfile
@@ -152,18 +153,19 @@ async def measured(made: World, size: Size, count: int) -> dict[str, list[float]
     Raises:
         RuntimeError: two ways gave different pictures, so that they are not to be compared.
     """
+    order = random.Random(0)
     with ways_to(made, size) as ways:
         times: dict[str, list[float]] = {name: [] for name in ways}
         expected = await ways[WORKER]()  # the first one fetches the models
         for turn in range(-WARM_UPS, count):
-            # Another one goes first in each turn: what the last one left behind is shared out.
-            names = itertools.islice(itertools.cycle(ways), turn % len(ways), None)
-            for name in itertools.islice(names, len(ways)):
+            # In another order each turn: what one way leaves behind is shared out among all.
+            for name in order.sample(list(ways), len(ways)):
                 started = time.perf_counter()
                 images = await ways[name]()
                 took = time.perf_counter() - started
                 if images != expected or len(images) != size.images:
-                    raise RuntimeError(f"'{name}' gave other pictures than the way before it.")
+                    raise RuntimeError(f"'{name}' gave other pictures than the worker.")
+                del images  # here, not in the time of the next one
                 if turn >= 0:
                     times[name].append(took)
     return times

@@ -232,7 +232,7 @@ class _Fetch:
         etag = answers.strong_etag(response)
         if response.status_code == 206:
             fits = span is not None and (span.start, span.total) == (partial.done, partial.total)
-            if not fits or partial.done == 0 or etag not in {"", partial.etag}:
+            if not fits or etag not in {"", partial.etag}:
                 partial.restart()
                 raise self._broken("resumed at another place, or with another file")
             return

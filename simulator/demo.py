@@ -42,7 +42,7 @@ def main() -> int:
         webui = stack.enter_context(
             _server("webui", "--models-dir", links, "--step-ms", "60", "--load-s", "1")
         )
-        queue = stack.enter_context(_server("queue"))
+        queue = stack.enter_context(_server("queue", "--hold-s", "2"))
         print(f"model hosts  {hub}\nA1111        {webui}  (simulated)\nqueue        {queue}")
         stack.enter_context(_worker(work, queue, webui, links))
         request = _request(hub, names)
@@ -215,7 +215,7 @@ def _show_result(output: dict[str, Any], number: int, seconds: float) -> None:
     print(f"  prompt    {output['parameters']['prompt']}")
     for model in output["models"]:
         how = "cached" if model["cached"] else f"fetched in {model['download_s']} s"
-        print(f"  {model['kind']:10}{model['name']:20} {how}")
+        print(f"  {model['kind']:12}{model['name']:20} {how}")
     print(f"  timings   {json.dumps(output['timings'])}  ({seconds:.1f} s with the queue)")
     print(f"  cache     {json.dumps(output['cache_info'])}")
     for warning in output["warnings"]:

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 
 import rp_handler
-from rp_handler import is_developers_machine, make_handler, saving, with_volume
+from rp_handler import is_developers_machine, make_handler, replacing, saving, with_volume
 from schemas.errors import BackendCrashedError, InvalidInputError, WorkerError
 from schemas.settings import CacheSettings, Settings, SettingsError
+from worker.process import spawn
 
 JOB = {"id": "j", "input": {}}
 
@@ -39,6 +41,21 @@ def test_no_error_asks_for_a_new_worker_by_itself() -> None:
     lost = BackendCrashedError("gone for good.")
     lost.refresh_worker = True
     assert handled(lost)["refresh_worker"] is True
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_only_a_dead_a1111_asks_for_a_new_worker(*, alive: bool) -> None:
+    child = spawn([sys.executable, "-c", "import time; time.sleep(60)"], Path.cwd())
+    if not alive:
+        child.stop(1)
+
+    def fail(_job: dict[str, Any], _cancelled: Event, _report: Callable[..., None]) -> Any:
+        raise BackendCrashedError("A1111 closed the connection.")
+
+    answer = asyncio.run(make_handler(replacing(fail, child), online=False)(JOB))
+    child.stop(1)
+
+    assert answer.get("refresh_worker", False) is not alive
 
 
 def test_a_bug_never_leaks_its_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from schemas.errors import BackendFailedError, WrongModelUsedError
+from worker.prompt import LORA_TYPES, tags
 
 NO_VAE_CHECK = frozenset({"Automatic", "None"})
 
@@ -53,18 +54,20 @@ def require_refiner(info: Mapping[str, Any], name: str) -> None:
 
 
 def require_loras(info: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise WrongModelUsedError unless each LoRA was loaded.
+    """Raise WrongModelUsedError unless each LoRA was loaded: `names`, and those that a style brought.
 
     A1111 lists what it loaded as `Lora hashes`, "name: hash, name: hash", names without commas and
     colons. Source: A1111 1.10.1, extensions-builtin/Lora/extra_networks_lora.py.
     """
     listed = str(info.get("extra_generation_params", {}).get("Lora hashes", ""))
     used = {entry.rpartition(":")[0].strip() for entry in listed.split(",")}
-    for name in names:
+    # `prompt` is what A1111 made of the request: styles and an infotext are in it.
+    applied = [tag for tag in tags(str(info.get("prompt", ""))) if tag.type in LORA_TYPES]
+    for name in dict.fromkeys([*names, *(tag.items[0].replace(",", "") for tag in applied)]):
         if name not in used:
             raise WrongModelUsedError(
                 f"A1111 did not apply the LoRA `{name}`; the picture is withheld.",
-                hint="Its file may be damaged; fetch it again under another name.",
+                hint="Its file may be damaged, or a style names a LoRA that is not there.",
                 kind="lora",
                 asked=name,
             )

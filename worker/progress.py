@@ -6,7 +6,7 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any
 
-from schemas.errors import BackendError, JobCancelledError
+from schemas.errors import BackendError, BackendStalledError, JobCancelledError
 from worker.client import WebuiClient
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,10 @@ def post_watched(
     watcher.start()
     try:
         answer = client.post(route, body, timeout_s=timeout_s)
+    except BackendStalledError:
+        # A1111 does not notice that we hung up, and the next job would queue behind this one.
+        _interrupt(client)
+        raise
     finally:
         done.set()
         watcher.join()
@@ -61,7 +65,7 @@ def _watch(client: WebuiClient, done: Event, cancelled: Event, report: Report) -
         try:
             if cancelled.is_set():
                 # Again and again: an interrupt that comes before the first step is forgotten.
-                client.post("interrupt", timeout_s=2)
+                _interrupt(client)
                 done.wait(0.5)
             else:
                 next_poll = now + POLL_S
@@ -69,6 +73,13 @@ def _watch(client: WebuiClient, done: Event, cancelled: Event, report: Report) -
         except BackendError as error:
             # The request itself tells what became of A1111; a lost poll is not worth more.
             log.debug(f"progress: {error}")
+
+
+def _interrupt(client: WebuiClient) -> None:
+    try:
+        client.post("interrupt", timeout_s=2)
+    except BackendError as error:
+        log.warning(f"A1111 did not take an interrupt: {error}")
 
 
 def _poll(client: WebuiClient, report: Report) -> None:

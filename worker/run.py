@@ -196,7 +196,8 @@ class Runner:
         check.require_vae(info, prepared.chosen.vae)
         if prepared.chosen.refiner is not None:
             check.require_refiner(info, prepared.chosen.refiner)
-        if self._original.get("lora_add_hashes_to_infotext", True):
+        listed = self._original.get("lora_add_hashes_to_infotext", True)
+        if listed and not prepared.job.disable_extra_networks:
             check.require_loras(info, prepared.tagged.loras)
         return info
 

@@ -1,5 +1,7 @@
 """Start the simulated WebUI as a process, and talk to it over its socket."""
 
+import base64
+import io
 import json
 import os
 import signal
@@ -11,10 +13,11 @@ from typing import Any
 
 import pytest
 import requests
+from PIL import Image
 
 from simulator import models
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 API = "/sdapi/v1"
 
 
@@ -100,8 +103,28 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """A models folder: checkpoints alpha, beta and broken (NaN), LoRAs, VAEs, embeddings, a style."""
-    folder = tmp_path / "models"
+    """A models folder of the test's own."""
+    return lay_out(tmp_path / "models")
+
+
+@pytest.fixture
+def webui(start: Start, world: Path, tmp_path: Path) -> Webui:
+    """A simulator of the test's own on `world`; it keeps its config in `data` beside it."""
+    return start("--models-dir", world, "--data-dir", tmp_path / "data", "--no-half")
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
+    """A simulator that a module's tests share; they leave its files and options as they are."""
+    folder = tmp_path_factory.mktemp("steady")
+    world = lay_out(folder / "models")
+    webui = Webui(["--models-dir", str(world), "--no-half"], folder / "webui.log")
+    yield webui
+    webui.stop()
+
+
+def lay_out(folder: Path) -> Path:
+    """Write a models folder: checkpoints alpha, below/beta and broken (NaN), LoRAs, VAEs, a style."""
     checkpoints = folder / "Stable-diffusion"
     models.write_checkpoint(checkpoints / "alpha.safetensors", seed="alpha")
     models.write_checkpoint(checkpoints / "below" / "beta.safetensors", seed="beta")
@@ -119,7 +142,20 @@ def world(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def webui(start: Start, world: Path, tmp_path: Path) -> Webui:
-    """A simulator on `world` that keeps its config below the test's folder."""
-    return start("--models-dir", world, "--data-dir", tmp_path / "data", "--no-half")
+def picture(answer: dict[str, Any], index: int = 0) -> Image.Image:
+    """Return a picture of an answer."""
+    image = Image.open(io.BytesIO(base64.b64decode(answer["images"][index])))
+    image.load()
+    return image
+
+
+def pixels(answer: dict[str, Any], index: int = 0) -> bytes:
+    """Return what is seen of a picture, which its infotext is no part of."""
+    return picture(answer, index).tobytes()
+
+
+def encoded(image: Image.Image) -> str:
+    """Return a picture as a request carries it."""
+    output = io.BytesIO()
+    image.save(output, "PNG")
+    return base64.b64encode(output.getvalue()).decode()

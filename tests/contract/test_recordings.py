@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from simulator import models
-from tests.contract.conftest import ROOT, Webui
+from tests.conftest import ROOT
+from tests.contract.conftest import Webui
 
 SHARED = ROOT.parent / "shared" / "webui"
 pytestmark = [

@@ -115,7 +115,7 @@ def make_stack(folder: Path, *webui_flags: object) -> Iterator[Stack]:
     }
     volume.mkdir()
     with (
-        running("queue") as queue,
+        running("queue", "--hold-s", 2) as queue,
         running("hub", "--root", files) as hub,
         running("webui", "--models-dir", links, *webui_flags) as webui,
     ):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model_cache import layout, manifests, publish
+from model_cache import layout, manifests, publish, verify
 from model_cache.cache import ModelCache
 from model_cache.models import CachedModel, Ensured, Progress
 from schemas.errors import (
@@ -301,6 +301,36 @@ def test_a_file_that_people_put_there_is_hashed_once_for_all_workers(
     other = shelf_on(shelf.volume)
     assert other.ensure(name="x", hash=sha256, progress=told.append).model == done.model
     assert told == []
+
+
+def test_two_threads_hash_one_file_once(
+    volume: Path, url: str, sha256: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.write_lora(
+        volume / "models" / "loras" / "x.safetensors", seed="detail", metadata=METADATA
+    )
+    shelf = shelf_on(volume)
+    hashed: list[Path] = []
+
+    def slowly(path: Path, **_: object) -> str:
+        hashed.append(path)
+        time.sleep(0.2)
+        return sha256
+
+    monkeypatch.setattr(verify, "digest", slowly)
+    done: list[Ensured] = []
+    threads = [
+        threading.Thread(target=lambda: done.append(shelf.ensure(name="x", url=url, hash=sha256)))
+        for _ in range(3)
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [one.model.sha256 for one in done] == [sha256] * 3
+    assert len(hashed) == 1
 
 
 def test_a_damaged_file_that_people_put_there_is_no_hindrance_for_a_url(

@@ -17,6 +17,7 @@ from schemas.errors import (
     BackendCrashedError,
     BackendFailedError,
     BackendOutOfMemoryError,
+    BackendStalledError,
     InvalidInputError,
     JobCancelledError,
     ModelCorruptError,
@@ -311,3 +312,43 @@ def test_a_checkpoint_that_comes_later_is_refreshed_once(world: World) -> None:
 
     assert json.loads(answer["info"])["sd_model_name"] == "later"
     assert world.webui.get("/simulator/journal")["refreshes"] == before
+
+
+def test_refiner_and_hires_checkpoints_are_models_too(world: World) -> None:
+    refined = world.run(steps=4, refiner_checkpoint="b", refiner_switch_at=0.5)
+    hires = world.run(
+        enable_hr=True, hr_scale=2, denoising_strength=0.5, hr_checkpoint_name="b", hr_prompt="x"
+    )
+
+    assert json.loads(refined["info"])["extra_generation_params"]["Refiner"].startswith("b [")
+    assert world.sent()["hr_checkpoint_name"] == "b.safetensors"
+    assert [model["name"] for model in hires["models"]] == ["a", "b"]
+    with Image.open(io.BytesIO(picture(hires))) as drawn:
+        assert drawn.size == (128, 128)
+
+
+def test_a_lora_that_a_style_names_and_that_is_not_there_withholds_the_picture(
+    tmp_path: Path,
+) -> None:
+    write_models(tmp_path / "models")
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "styles.csv").write_text("name,prompt,negative_prompt\nbad,<lora:gone:1>,\n")
+    with running("webui", "--models-dir", links) as webui:
+        world = World(runner(settings(tmp_path, webui)), webui, tmp_path)
+
+        with pytest.raises(WrongModelUsedError, match="`gone`"):
+            world.run(styles=["bad"])
+
+
+def test_after_a_stall_a1111_is_interrupted(tmp_path: Path) -> None:
+    write_models(tmp_path / "models")
+    with running("webui", "--models-dir", tmp_path / "links", "--step-ms", 50) as webui:
+        configured = settings(tmp_path, webui)
+        impatient = configured.webui.model_copy(update={"job_timeout_s": 0.5})
+        world = World(runner(configured.model_copy(update={"webui": impatient})), webui, tmp_path)
+
+        with pytest.raises(BackendStalledError):
+            world.run(steps=150)
+
+        assert webui.get("/simulator/journal")["interrupts"] == 1
