@@ -11,6 +11,10 @@ times with the SDK's rp_validator, the payload is posted, the body of the answer
 `run_inference` (38-44) and `handler` (50-58). The input is posted as it is, whatever comes back is
 the result.
 
+Both let requests ask for gzip, and A1111 then compresses the pictures, which are compressed already:
+that is most of what their way costs. Source: A1111 1.10.1, modules/initialize_util.py,
+setup_middleware; Starlette's GZipMiddleware, level 9.
+
 Neither knows models: the caller writes the LoRA tags, names the checkpoint in `override_settings`, and
 has put the files there before. Left out, in their favour: the lines that they print for each job, those
 fields of the payload's schema that the job does not use, and its lists of samplers and schedulers, which

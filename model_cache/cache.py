@@ -49,7 +49,7 @@ _LOOKS = 8
 _WAIT_S = 0.05
 _NO_TOKENS: Mapping[str, str] = MappingProxyType({})
 
-_BadFileErrors = (ModelCorruptError, ModelUnsafeError, ModelIncompatibleError)
+_BAD_FILE = (ModelCorruptError, ModelUnsafeError, ModelIncompatibleError)
 _Report = Callable[[Progress], None] | None
 
 
@@ -138,7 +138,7 @@ class ModelCache:
                 return None
             try:
                 hit = self._carry_out(choice, cancelled, progress)
-            except _BadFileErrors:
+            except _BAD_FILE:
                 if ref.url is None:
                     raise
                 return None  # People put a bad file under that name; a good one can be fetched.

@@ -82,6 +82,8 @@ def look(volume: Path, kind: Kind, path: Path, known: Files) -> Found | None:
         status = path.stat()
     except OSError:
         return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
     before = known.get(path)
     manifest = manifests.read(layout.manifest_path(volume, kind, path), status)
     if manifest is None and before and before.is_same_file(status):

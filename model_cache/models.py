@@ -5,6 +5,9 @@ from pathlib import Path
 
 from schemas.model_ref import Kind
 
+REPORT_EVERY_S = 0.25
+"""How often progress is told at most, but for the end, which is always told."""
+
 
 @dataclass(frozen=True)
 class CachedModel:

@@ -21,7 +21,7 @@ from model_cache import answers
 from model_cache.answers import TryAgainError
 from model_cache.disk import disk_errors
 from model_cache.guard import BlockedAddressError, WebSession
-from model_cache.models import Progress
+from model_cache.models import REPORT_EVERY_S, Progress
 from model_cache.sources import Download, origin, place
 from schemas.errors import (
     DownloadBudgetExceededError,
@@ -42,7 +42,6 @@ CONNECT_TIMEOUT_S = 10
 # Source: civitai/civitai, src/server/utils/request-helpers, isRequestFromBrowser.
 _HEADERS = {"User-Agent": "a1111-worker/0.1", "Accept": "*/*", "Accept-Encoding": "identity"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_REPORT_EVERY_S = 0.25
 _WATCH_EVERY_S = 0.1
 
 
@@ -329,7 +328,7 @@ class _Fetch:
 
     def _report(self, *, last: bool = False) -> None:
         now = time.monotonic()
-        if self.watch.progress is not None and (last or now - self.reported_at > _REPORT_EVERY_S):
+        if self.watch.progress is not None and (last or now - self.reported_at > REPORT_EVERY_S):
             self.reported_at = now
             self.watch.progress(Progress(self.partial.done, self.partial.total))
 

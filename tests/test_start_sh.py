@@ -149,6 +149,17 @@ def test_the_worker_runs_in_its_own_folder_with_caches_off_the_volume(
     assert json.loads(seen["lines"][0])["environ"]["HF_HOME"] == f"{cache}/huggingface"
 
 
+def test_memory_is_kept_by_the_worker_and_not_by_a1111(container: Container) -> None:
+    seen = container.worker()
+
+    kept = {name: text for name, text in seen["environ"].items() if name.startswith("MALLOC_")}
+    assert kept == {
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    }
+    assert kept.keys() & container.webui(**kept)["environ"].keys() == set()
+
+
 def test_preflight_comes_first_and_its_exit_code_is_passed_on(container: Container) -> None:
     done = container.run(A1111_CACHE_STALL_S="soon", GO=str(container.root / "go"))
 

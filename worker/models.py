@@ -5,7 +5,7 @@ Knows the roles that a request gives to models, not where their files come from.
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -23,7 +23,7 @@ from schemas.model_ref import Kind, ModelRef, parse_ref
 from worker import overrides
 from worker.progress import Report
 
-PARALLEL = 4
+LOOK_S = 0.1
 REPORT_S = 1.0
 BUILT_IN_VAES = frozenset({"Automatic", "None"})
 
@@ -74,12 +74,13 @@ def roles(job: Generation, default: ModelRef | None) -> list[Role]:
 def ensure_all(
     cache: ModelCache,
     wanted: Sequence[Role],
+    threads: Executor,
     *,
     tokens: Mapping[str, str],
     cancelled: Event,
     report: Report,
 ) -> dict[str, Ensured]:
-    """Make every model present, several at a time; the first failure stops the others.
+    """Make every model present, on `threads`; the first failure stops the others.
 
     Raises:
         JobCancelledError: `cancelled` was set.
@@ -87,27 +88,26 @@ def ensure_all(
     """
     stop = Event()
     downloads = _Downloads(report)
-    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="fetch") as pool:
-        futures = {
-            pool.submit(
-                cache.ensure,
-                role.ref,
-                cancelled=stop,
-                tokens=tokens,
-                progress=partial(downloads.note, role.field),
-            ): role
-            for role in wanted
-        }
-        waiting: set[Future[Ensured]] = set(futures)
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-                if cancelled.is_set() or any(future.exception() for future in done):
-                    break
-                downloads.tell()
-        finally:
-            if waiting:
-                stop.set()
+    futures = {
+        threads.submit(
+            cache.ensure,
+            role.ref,
+            cancelled=stop,
+            tokens=tokens,
+            progress=partial(downloads.note, role.field),
+        ): role
+        for role in wanted
+    }
+    waiting: set[Future[Ensured]] = set(futures)
+    try:
+        while waiting:
+            done, waiting = wait(waiting, timeout=LOOK_S, return_when=FIRST_COMPLETED)
+            if cancelled.is_set() or any(future.exception() for future in done):
+                break
+            downloads.tell()
+    finally:
+        stop.set()
+        wait(futures)
     if cancelled.is_set():
         raise JobCancelledError("The job was cancelled while its models were fetched.")
     for future in futures:

@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Callable
-from threading import Event, Thread
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Event
 from typing import Any
 
 from schemas.errors import BackendError, BackendStalledError, JobCancelledError
@@ -17,43 +18,47 @@ LOOK_S = 0.1
 POLL_S = 1.0
 
 
-def post_watched(
-    client: WebuiClient,
-    route: str,
-    body: dict[str, Any],
-    *,
-    timeout_s: float,
-    cancelled: Event,
-    report: Report,
-) -> Any:
-    """Send `body` to `route`, wait for the answer and return it.
+class Watcher:
+    """Sends generations, one at a time; its one thread is kept from job to job."""
 
-    Meanwhile A1111's progress is asked at most once a second and passed to `report` as
-    `{"stage": "sampling", "percent", "eta_s", "step", "steps"}`. When `cancelled` is set, A1111 is
-    interrupted until it answers: an interrupted job ends with status 200 and a half-made picture
-    (recorded: txt2img_interrupted), which is thrown away.
+    def __init__(self, client: WebuiClient) -> None:
+        self._client = client
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="progress")
 
-    Raises:
-        JobCancelledError: `cancelled` was set before the answer came.
-        WorkerError: see WebuiClient.post.
-    """
-    done = Event()
-    watcher = Thread(
-        target=_watch, args=(client, done, cancelled, report), name="progress", daemon=True
-    )
-    watcher.start()
-    try:
-        answer = client.post(route, body, timeout_s=timeout_s)
-    except BackendStalledError:
-        # A1111 does not notice that we hung up, and the next job would queue behind this one.
-        _interrupt(client)
-        raise
-    finally:
-        done.set()
-        watcher.join()
-    if cancelled.is_set():
-        raise JobCancelledError("The job was cancelled while it was being generated.")
-    return answer
+    def post(
+        self,
+        route: str,
+        body: dict[str, Any],
+        *,
+        timeout_s: float,
+        cancelled: Event,
+        report: Report,
+    ) -> Any:
+        """Send `body` to `route`, wait for the answer and return it.
+
+        Meanwhile A1111's progress is asked at most once a second and passed to `report` as
+        `{"stage": "sampling", "percent", "eta_s", "step", "steps"}`. When `cancelled` is set, A1111
+        is interrupted until it answers: an interrupted job ends with status 200 and a half-made
+        picture (recorded: txt2img_interrupted), which is thrown away.
+
+        Raises:
+            JobCancelledError: `cancelled` was set before the answer came.
+            WorkerError: see WebuiClient.post.
+        """
+        done = Event()
+        watching = self._thread.submit(_watch, self._client, done, cancelled, report)
+        try:
+            answer = self._client.post(route, body, timeout_s=timeout_s)
+        except BackendStalledError:
+            # A1111 does not notice that we hung up, and the next job would queue behind this one.
+            _interrupt(self._client)
+            raise
+        finally:
+            done.set()
+            wait([watching])
+        if cancelled.is_set():
+            raise JobCancelledError("The job was cancelled while it was being generated.")
+        return answer
 
 
 def _watch(client: WebuiClient, done: Event, cancelled: Event, report: Report) -> None:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Any
@@ -18,7 +19,7 @@ from worker import check, images, models, output, overrides, payload
 from worker.catalog import Catalog
 from worker.client import WebuiClient
 from worker.links import LinkFolder
-from worker.progress import Report, post_watched
+from worker.progress import Report, Watcher
 from worker.tagging import Tagged, lora_by_name, tagged
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 REFRESH = {Kind.CHECKPOINT: "refresh-checkpoints", Kind.VAE: "refresh-vae"}
 REFRESH_TIMEOUT_S = 60.0
 WAIT_S = 0.2
+FETCHERS = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Runner:
         self._links = LinkFolder(settings.webui.links)
         self._catalog = Catalog(client)
         self._gpu = Lock()
+        self._watcher = Watcher(client)
+        # Kept, because to start a thread takes longer than to find a model that is there.
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
         self._stale: set[Kind] = set()
         self._original: dict[str, Any] = {}
         self._touched: set[str] = set()
@@ -135,6 +140,7 @@ class Runner:
         found = models.ensure_all(
             self._cache,
             models.roles(job, default),
+            self._fetchers,
             tokens={host: secret.get_secret_value() for host, secret in job.tokens.items()},
             cancelled=cancelled,
             report=report,
@@ -170,8 +176,7 @@ class Runner:
         body = payload.body(prepared.job, prepared.chosen, prepared.changes, options)
         self._touched |= asked.keys()
         try:
-            return post_watched(
-                self._client,
+            return self._watcher.post(
                 payload.route(prepared.job),
                 body,
                 timeout_s=self._settings.webui.job_timeout_s,

@@ -133,7 +133,7 @@ CROSS = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
             {"lora_unet_joint_blocks_0.lora_up.weight": (4, 4)}, Kind.LORA, "sd3", id="SD 3 LoRA"
         ),
         pytest.param(
-            {"lora_controlnet": (), "input_blocks.1.1.to_q.up": (4, 4)},
+            {"lora_controlnet": (), f"{CROSS}.lora_up.weight": (4, 4)},
             Kind.CONTROLNET,
             "unknown",
             id="control LoRA",

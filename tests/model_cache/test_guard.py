@@ -101,6 +101,16 @@ def test_a_name_that_turns_private_after_the_check_is_caught_at_the_socket(
     assert model_hub.requests == []
 
 
+def test_a_name_that_does_not_resolve_is_no_private_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+    with WebSession(allow_private=False) as session, pytest.raises(requests.ConnectionError):
+        session.get("https://models.example/x", timeout=5)
+
+
 def test_private_hosts_are_asked_where_that_is_allowed(model_hub: Hub) -> None:
     with WebSession(allow_private=True) as session:
         assert session.get(f"{model_hub.url}/x", timeout=5).status_code == 404

@@ -75,6 +75,9 @@ def test_what_is_no_model_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / "models/loras/folder.safetensors").mkdir()
 
     assert names(tmp_path, Kind.LORA) == []
+    for name in ("pipe", "broken", "folder"):
+        path = tmp_path / f"models/loras/{name}.safetensors"
+        assert inventory.look(tmp_path, Kind.LORA, path, {}) is None
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -168,13 +171,13 @@ def test_a_manifest_is_not_believed_of_a_file_that_changed(tmp_path: Path) -> No
     models.write_lora(path, seed="a")
     manifest = manifests.new(SHA, path.stat(), "https://h/a", "sd1", "")
     manifests.write(tmp_path, layout.manifest_path(tmp_path, Kind.LORA, path), manifest)
-    before = listed(tmp_path).models(Kind.LORA)[0].sha256
+    before = inventory.scan(tmp_path, {})
     os.utime(path, ns=(0, 0))
 
-    after = inventory.scan(tmp_path, listed(tmp_path).files)[path].manifest
+    after = inventory.scan(tmp_path, before)
 
-    assert before == SHA
-    assert after is None
+    assert before[path].manifest == manifest
+    assert after[path].manifest is None
 
 
 def test_a_file_whose_name_is_no_text_gets_one_that_json_can_carry(tmp_path: Path) -> None:

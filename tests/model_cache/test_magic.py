@@ -5,7 +5,7 @@ import zipfile
 from io import BytesIO
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model_cache import magic
@@ -45,6 +45,13 @@ def test_what_is_no_safetensors_file_is_refused_by_its_name(start: bytes, what: 
 
 
 @given(st.integers(2, magic.MAX_HEADER_BYTES))
+# Lengths whose bytes read like "<", "{", "[", a pickle of protocol 2 and 4, and gzip.
+@example(0x3C)
+@example(0x7B)
+@example(0x5B)
+@example(0x0280)
+@example(0x0480)
+@example(0x8B1F)
 def test_no_length_of_a_sound_header_is_taken_for_something_else(length: int) -> None:
     magic.refuse(struct.pack("<Q", length) + b'{"__metadata__":{}')
 

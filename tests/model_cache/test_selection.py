@@ -150,6 +150,12 @@ def outcome(chosen: Choice) -> tuple[object, ...]:
             id="no hashing where the bytes are here beside it",
         ),
         pytest.param(
+            {"url": URL, "name": "x", "hash": A},
+            [File("x"), File("y", A)],
+            ("hash", "x"),
+            id="the name may have those bytes already",
+        ),
+        pytest.param(
             {"url": URL, "hash": A}, [File("y", A, OTHER)], ("use", "y", False), id="bytes decide"
         ),
         pytest.param(

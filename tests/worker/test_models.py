@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Timer
 
@@ -25,6 +26,12 @@ def volume(tmp_path: Path) -> Path:
     folder = tmp_path / "volume" / "models"
     folder.mkdir(parents=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
 
 
 def cache(volume: Path) -> ModelCache:
@@ -135,12 +142,14 @@ def lora(field: str, url: str) -> models.Role:
 
 
 @pytest.mark.slow
-def test_models_come_together_and_progress_is_told(volume: Path, hub: Simulator) -> None:
+def test_models_come_together_and_progress_is_told(
+    volume: Path, hub: Simulator, threads: ThreadPoolExecutor
+) -> None:
     told: list[dict[str, object]] = []
     wanted = [lora(name, f"{hub.url}/{name}.safetensors?fault-rate=150000") for name in "ab"]
 
     found = models.ensure_all(
-        cache(volume), wanted, tokens={}, cancelled=Event(), report=told.append
+        cache(volume), wanted, threads, tokens={}, cancelled=Event(), report=told.append
     )
 
     assert {field: ensured.cached for field, ensured in found.items()} == {"a": False, "b": False}
@@ -150,20 +159,26 @@ def test_models_come_together_and_progress_is_told(volume: Path, hub: Simulator)
 
 
 @pytest.mark.slow
-def test_the_first_failure_stops_the_other_downloads(volume: Path, hub: Simulator) -> None:
+def test_the_first_failure_stops_the_other_downloads(
+    volume: Path, hub: Simulator, threads: ThreadPoolExecutor
+) -> None:
     wanted = [
         lora("a", f"{hub.url}/a.safetensors?fault-rate=1000"),  # would take five minutes
         lora("b", f"{hub.url}/nope.safetensors"),
     ]
 
     with pytest.raises(ModelNotFoundError):
-        models.ensure_all(cache(volume), wanted, tokens={}, cancelled=Event(), report=print)
+        models.ensure_all(
+            cache(volume), wanted, threads, tokens={}, cancelled=Event(), report=print
+        )
 
     assert list(volume.rglob("*.part")) == []
 
 
 @pytest.mark.slow
-def test_a_cancel_stops_a_download(volume: Path, hub: Simulator) -> None:
+def test_a_cancel_stops_a_download(
+    volume: Path, hub: Simulator, threads: ThreadPoolExecutor
+) -> None:
     cancelled = Event()
     timer = Timer(0.3, cancelled.set)
     timer.start()
@@ -172,6 +187,7 @@ def test_a_cancel_stops_a_download(volume: Path, hub: Simulator) -> None:
         models.ensure_all(
             cache(volume),
             [lora("a", f"{hub.url}/a.safetensors?fault-rate=1000")],
+            threads,
             tokens={},
             cancelled=cancelled,
             report=print,
@@ -181,7 +197,7 @@ def test_a_cancel_stops_a_download(volume: Path, hub: Simulator) -> None:
     assert list(volume.rglob("*.part")) == []
 
 
-def test_a_model_named_twice_must_be_one_file(volume: Path) -> None:
+def test_a_model_named_twice_must_be_one_file(volume: Path, threads: ThreadPoolExecutor) -> None:
     for name in ("one", "two"):
         files.write_checkpoint(volume / "checkpoints" / f"{name}.safetensors", seed=name)
     store = cache(volume)
@@ -192,7 +208,7 @@ def test_a_model_named_twice_must_be_one_file(volume: Path) -> None:
             JobSettings(),
         ).job
         found = models.ensure_all(
-            store, models.roles(job, None), tokens={}, cancelled=Event(), report=print
+            store, models.roles(job, None), threads, tokens={}, cancelled=Event(), report=print
         )
         models.require_agreement(found)
 
