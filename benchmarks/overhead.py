@@ -171,7 +171,7 @@ async def measured(made: World, size: Size, count: int) -> dict[str, list[float]
     with ways_to(made, size) as ways:
         times: dict[str, list[float]] = {name: [] for name in ways}
         expected = await ways[WORKER]()  # the first one fetches the models
-        for turn in range(-min(WARM_UPS, count), count):
+        for turn in range(-min(WARM_UPS, count - 1), count):
             # In another order each turn: what one way leaves behind is shared out among all.
             for name in order.sample(list(ways), len(ways)):
                 started = time.perf_counter()

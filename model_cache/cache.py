@@ -170,19 +170,14 @@ class ModelCache:
 
     def _choose(self, ref: ModelRef, source: str) -> selection.Choice:
         """Choose by the list at hand, and by a fresh one before anything is said to be absent."""
-        at_hand = self._listing.current
         try:
-            choice = selection.choose(ref, source, at_hand)
+            choice = selection.choose(ref, source, self._listing.current)
         except ModelNotFoundError:
             require_volume(self._volume)
-            fresh = self._listing.fresh(_MISS_FRESH_S)
-            if fresh is at_hand:
-                raise
-            return selection.choose(ref, source, fresh)
-        if isinstance(choice, selection.Fetch):
-            fresh = self._listing.fresh(_MISS_FRESH_S)
-            return choice if fresh is at_hand else selection.choose(ref, source, fresh)
-        return choice
+        else:
+            if not isinstance(choice, selection.Fetch):
+                return choice
+        return selection.choose(ref, source, self._listing.fresh(_MISS_FRESH_S))
 
     def _hit(self, model: CachedModel, warning: str) -> Ensured | None:
         """Return the model if its file is what it was; else look at it again and return None."""

@@ -13,6 +13,7 @@ from typing import TypeVar
 from aiohttp import web
 
 HOST = "127.0.0.1"
+_SETTLE_S = 0.01
 
 T = TypeVar("T")
 
@@ -30,6 +31,9 @@ async def listening(app: web.Application, port: int = 0) -> AsyncIterator[str]:
         await web.TCPSite(runner, HOST, port).start()
         yield f"http://{HOST}:{runner.addresses[0][1]}"
     finally:
+        # A connection that was accepted just now must be made before the server closes: it would
+        # leak its socket. Source: CPython 3.11, asyncio/base_events.py, Server._attach asserts.
+        await asyncio.sleep(_SETTLE_S)
         await runner.cleanup()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from simulator.models import write_checkpoint
 from worker.links import FOLDERS
 
 ROOT = Path(__file__).parent.parent
@@ -265,6 +267,43 @@ def test_flags_of_the_user_are_split_at_white_space_and_nothing_else(container: 
 def test_tcmalloc_is_preloaded_where_it_is_installed(container: Container) -> None:
     assert "LD_PRELOAD" not in container.webui(WEBUI_MALLOC="/absent.so")["environ"]
     assert container.webui(WEBUI_MALLOC=str(LIBM))["environ"]["LD_PRELOAD"] == str(LIBM)
+
+
+@pytest.mark.slow
+def test_the_container_does_a_job_and_leaves_nothing_running(
+    container: Container, simulator: Callable[..., Any]
+) -> None:
+    write_checkpoint(container.root / "volume/models/checkpoints/night.safetensors", seed="night")
+    queue = simulator("queue", "--open", "--hold-s", 0.5)
+    # A1111's stand-in takes the whole command line, as A1111's own parser would.
+    container.program(
+        "webui-python",
+        f'#!/bin/sh\n[ "$1 $2" = "-u launch.py" ] && shift 2 && cd {ROOT} || exit 1\n'
+        f'exec {sys.executable} -m simulator webui --models-dir {container.root}/none "$@"\n',
+    )
+    environ = container.environ | queue.get("/simulator/env?worker=w1")
+    environ |= {"WORKER_PYTHON": sys.executable, "A1111_WEBUI_PORT": str(free_port())}
+    environ |= {"RUNPOD_LOG_LEVEL": "WARN"}
+    with subprocess.Popen([START_SH], env=environ, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            job = {"input": {"prompt": "a lighthouse", "steps": 2, "width": 64, "height": 64}}
+            answer = queue.post("/v2/sim/runsync", job)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        finally:
+            process.terminate()
+            said = process.communicate(timeout=30)[1]
+
+    assert answer["status"] == "COMPLETED", answer
+    assert answer["output"]["models"][0]["name"] == "night"
+    assert process.returncode == 0, said
+    assert len(children.split()) >= 1
+    assert [pid for pid in children.split() if Path("/proc", pid).exists()] == []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_help_is_printed_on_request(container: Container) -> None:

@@ -29,6 +29,7 @@ _PORT_TAKEN = 3
 
 def main(argv: list[str]) -> int:
     """Serve until SIGTERM, which lets running jobs be answered first."""
+    before = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryDirectory(prefix="simulated-webui-") as scratch:
         # An entry point: the environment is read here and nowhere else.
         environment = os.environ  # noqa: TID251
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
         number = asyncio.run(_serve(given))
     # A1111 ends by the signal itself; after SIGINT with 0.
     if number == signal.SIGTERM:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
         os.kill(os.getpid(), signal.SIGTERM)
     return 0
 

@@ -15,6 +15,7 @@ import gzip
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from aiohttp import web
 
@@ -69,6 +70,7 @@ class Server:
     def application(self) -> web.Application:
         """Return the application to serve."""
         app = web.Application(client_max_size=_MAX_BODY)
+        app.on_cleanup.append(self._end_threads)
         app.router.add_post("/simulator/faults", self._set_faults)
         app.router.add_get("/simulator/faults", self._show_faults)
         app.router.add_get("/simulator/journal", self._show_journal)
@@ -76,6 +78,10 @@ class Server:
         for method in _ANY_METHOD:
             app.router.add_route(method, "/{path:.*}", self._serve)
         return app
+
+    async def _end_threads(self, _: web.Application) -> None:
+        for pool in (self._threads, self._compressor):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self._in_flight += 1
@@ -90,14 +96,15 @@ class Server:
     async def _answered(self, request: web.Request) -> web.StreamResponse:
         started = time.monotonic()
         raw = await request.read()
-        entry = self._program.journal.note(request.method, request.path, _loosely(raw))
+        parsed = _parsed(raw)
+        entry = self._program.journal.note(request.method, request.path, _noted(raw, parsed))
         fault = self._program.faults.for_request(request.path)
         if fault is not None and fault.kind != "half":
             spoilt = await self._spoilt(fault, request)
             if spoilt is not None:
                 entry["status"] = spoilt.status
                 return spoilt
-        response = await self._routed(request, raw)
+        response = await self._routed(request, raw, parsed)
         # A failure that is no HTTPException passes by the code that would add this header.
         if not isinstance(response, _Unhandled):
             response.headers["X-Process-Time"] = str(round(time.monotonic() - started, 4))
@@ -111,10 +118,10 @@ class Server:
             return await _cut_off(request, response)
         return response
 
-    async def _routed(self, request: web.Request, raw: bytes) -> web.Response:
+    async def _routed(self, request: web.Request, raw: bytes, parsed: object) -> web.Response:
         endpoint = self._routes.get((request.method, request.path))
         if endpoint is not None:
-            return await self._called(endpoint, request, raw)
+            return await self._called(endpoint, request, (raw, parsed))
         if request.path in self._paths:
             allowed = [method for method, path in self._routes if path == request.path]
             response = _json(failure.routing_shape(405), 405)
@@ -127,9 +134,11 @@ class Server:
             return web.Response(status=307, headers={"Location": location})
         return _json(failure.routing_shape(404), 404)
 
-    async def _called(self, endpoint: Endpoint, request: web.Request, raw: bytes) -> web.Response:
+    async def _called(
+        self, endpoint: Endpoint, request: web.Request, sent: tuple[bytes, object]
+    ) -> web.Response:
         try:
-            body = _body(request, raw) if endpoint.takes_body else _NO_BODY
+            body = _body(request, *sent) if endpoint.takes_body else _NO_BODY
             if endpoint.is_protected:
                 _authenticate(request, self._program.flags.credentials)
             call = Call(body, dict(request.query))
@@ -242,8 +251,23 @@ def _json(content: object, status: int = 200) -> web.Response:
     return web.Response(body=_dumped(content), status=status, content_type="application/json")
 
 
-def _body(request: web.Request, raw: bytes) -> object:
-    """Return the request's body as FastAPI sees it: parsed if its type says JSON, else the bytes.
+def _parsed(raw: bytes) -> object:
+    """Return a body as JSON, or the exception that says why it is none."""
+    if not raw:
+        return None
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def _noted(raw: bytes, parsed: object) -> object:
+    """Return what the journal keeps of a body."""
+    return raw.decode("utf-8", "replace") if isinstance(parsed, Exception) else parsed
+
+
+def _body(request: web.Request, raw: bytes, parsed: object) -> object:
+    """Return the request's body as FastAPI sees it: as JSON if its type says so, else the bytes.
 
     Raises:
         InvalidRequestError: it is no JSON.
@@ -259,35 +283,27 @@ def _body(request: web.Request, raw: bytes) -> object:
             subtype == "json" or subtype.endswith("+json")
         ):
             return raw
-    try:
-        return json.loads(raw)
-    except json.JSONDecodeError as error:
-        context = {
+    if isinstance(parsed, json.JSONDecodeError):
+        raise InvalidRequestError([_undecodable(parsed)]) from parsed
+    if isinstance(parsed, Exception):
+        raise HttpError(400, "There was an error parsing the body") from parsed
+    return parsed
+
+
+def _undecodable(error: json.JSONDecodeError) -> dict[str, Any]:
+    """Return the entry for a body that is no JSON, in which the whole body comes back."""
+    return {
+        "loc": ["body", error.pos],
+        "msg": str(error),
+        "type": "value_error.jsondecode",
+        "ctx": {
             "msg": error.msg,
             "doc": error.doc,
             "pos": error.pos,
             "lineno": error.lineno,
             "colno": error.colno,
-        }
-        entry = {
-            "loc": ["body", error.pos],
-            "msg": str(error),
-            "type": "value_error.jsondecode",
-            "ctx": context,
-        }
-        raise InvalidRequestError([entry]) from error
-    except (ValueError, RecursionError) as error:
-        raise HttpError(400, "There was an error parsing the body") from error
-
-
-def _loosely(raw: bytes) -> object:
-    """Return a body for the journal: parsed if it can be."""
-    if not raw:
-        return None
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return raw.decode("utf-8", "replace")
+        },
+    }
 
 
 def _authenticate(request: web.Request, credentials: dict[str, str] | None) -> None:

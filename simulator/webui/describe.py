@@ -119,11 +119,28 @@ def eta(job: Job, options: Options) -> float | None:
     return float(job.eta if job.eta is not None else options[option])
 
 
-def note_sampling(job: Job, options: Options) -> None:
-    """Add to the infotext what the sampler notes when it begins.
+def noise(job: Job, options: Options) -> tuple[float, float]:
+    """Return the factor of the noise on an init image, and how much more comes during sampling."""
+    if job.kind != "img2img":
+        return 1.0, options["img2img_extra_noise"] if job.enable_hr else 0.0
+    factor = job.initial_noise_multiplier
+    if factor is None:
+        factor = options["initial_noise_multiplier"]
+    return factor, options["img2img_extra_noise"]
 
-    Source: A1111 1.10.1, modules/sd_samplers_common.py, Sampler.initialize.
+
+def note_sampling(job: Job, options: Options) -> None:
+    """Add to the infotext what is noted when sampling begins.
+
+    Source: A1111 1.10.1, modules/processing.py, StableDiffusionProcessingImg2Img.sample,
+    modules/sd_samplers_kdiffusion.py, sample_img2img, and modules/sd_samplers_common.py,
+    Sampler.initialize.
     """
+    factor, extra = noise(job, options)
+    if factor != 1.0:
+        job.extra["Noise multiplier"] = factor
+    if extra > 0:
+        job.extra["Extra noise"] = extra
     used = eta(job, options)
     if used is not None:
         _, label, default = _ETA[job.sampler_name]

@@ -57,7 +57,7 @@ def endpoints(program: Program) -> dict[tuple[str, str], Endpoint]:
     routes["GET", f"{api}/progress"] = Endpoint(_progress(program))
     # The built-in extension adds these two itself, past the API's authentication.
     routes["GET", f"{api}/loras"] = Endpoint(
-        lambda _: [lora.listed() for lora in program.networks.available.values()],
+        lambda _: [lora.listed() for lora in list(program.networks.available.values())],
         is_protected=False,
     )
     routes["POST", f"{api}/refresh-loras"] = Endpoint(
@@ -74,6 +74,7 @@ def _plainly(answer: Callable[[], Any]) -> Callable[[Call], Any]:
 
 
 def _lists(program: Program) -> dict[str, Callable[[], Any]]:
+    # Copied before they are walked through: a job may scan a folder meanwhile.
     lists = catalogue.load("lists")
     return {
         "options": program.options.shown,
@@ -82,10 +83,12 @@ def _lists(program: Program) -> dict[str, Callable[[], Any]]:
         "schedulers": lambda: lists["schedulers"],
         "upscalers": lambda: lists["upscalers"],
         "latent-upscale-modes": lambda: lists["latent_upscale_modes"],
-        "sd-models": lambda: [entry.listed() for entry in program.checkpoints.by_title.values()],
+        "sd-models": lambda: [
+            entry.listed() for entry in list(program.checkpoints.by_title.values())
+        ],
         "sd-vae": lambda: [
             {"model_name": name, "filename": str(path)}
-            for name, path in program.vaes.by_name.items()
+            for name, path in list(program.vaes.by_name.items())
         ],
         "hypernetworks": lambda: [
             {"name": path.stem, "path": str(path)}
@@ -95,8 +98,10 @@ def _lists(program: Program) -> dict[str, Callable[[], Any]]:
         "realesrgan-models": lambda: lists["realesrgan_models"],
         "prompt-styles": lambda: [vars(style) for style in program.styles.values()],
         "embeddings": lambda: {
-            "loaded": {key: one.listed() for key, one in program.embeddings.loaded.items()},
-            "skipped": {key: one.listed() for key, one in program.embeddings.skipped.items()},
+            "loaded": {one.name: one.listed() for one in list(program.embeddings.loaded.values())},
+            "skipped": {
+                one.name: one.listed() for one in list(program.embeddings.skipped.values())
+            },
         },
         "memory": program.memory,
         "scripts": lambda: lists["scripts"],

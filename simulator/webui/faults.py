@@ -12,6 +12,7 @@ A fault is a JSON object with a `kind`:
     stall       stop in the midst of sampling, until faults are cleared
     die         end the process: `when` idle, loading, sampling or answering; by `signal`, or `exit_code`
 
+A fault that dies when `idle` does so `delay_s` after it was ordered, as soon as no job is running.
 `path` says for which requests ("" for all), `times` for how many (0: until cleared), and `after` how
 many are let through before.
 """
@@ -21,6 +22,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +35,7 @@ _SETTINGS = ("step_ms", "load_s", "leak_mb")
 _PAGE = {"status": 200, "shape": "text", "text": "<html><body>502 Bad Gateway</body></html>"}
 _LONG_TEXT = 2000
 _KEPT_REQUESTS = 10_000
+_POLL_S = 0.02
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Fault:
     when: str = ""
     signal: int = signal.SIGKILL
     exit_code: int | None = None
+    delay_s: float = 0.05
     bytes: int = 64 << 20
 
     def body(self) -> dict[str, Any] | str:
@@ -75,6 +79,7 @@ class Faults:
     step_ms: float = 0.0
     load_s: float = 0.0
     leak_mb: float = 0.0
+    is_busy: Callable[[], bool] = lambda: False
     _faults: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cleared: threading.Event = field(default_factory=threading.Event)
@@ -99,6 +104,15 @@ class Faults:
         for name in _SETTINGS:
             if name in order:
                 setattr(self, name, float(order[name]))
+        for fault in faults:
+            if fault.kind == "die" and fault.when == "idle":
+                # Later, so that the order itself is answered.
+                threading.Thread(target=self._die_idle, args=(fault,), daemon=True).start()
+
+    def _die_idle(self, fault: Fault) -> None:
+        time.sleep(fault.delay_s)
+        while self.is_busy():
+            time.sleep(_POLL_S)
         self.at("idle")
 
     def shown(self) -> dict[str, Any]:
@@ -111,7 +125,7 @@ class Faults:
         """Return the fault that this request gets, and count it."""
         return self._taken(lambda fault: fault.kind in _REQUEST_KINDS and fault.path in {"", path})
 
-    def _taken(self, fits: Any) -> Fault | None:
+    def _taken(self, fits: Callable[[Fault], bool]) -> Fault | None:
         with self._lock:
             for fault in self._faults:
                 if not fits(fault):

@@ -289,7 +289,7 @@ def _fits(layers: frozenset[Layer], width: int, *, unet: bool) -> bool:
     encoders = {("te1", 768), ("te2", 1280)} if sdxl else {("te", width), ("te1", width)}
     reads_text = {layer for layer in layers if layer[0] == "attn2"}
     has_encoders = {layer for layer in layers if layer[0].startswith("te")}
-    if not reads_text and not has_encoders:
+    if width == 0 or (not reads_text and not has_encoders):
         return True
     if not unet:
         return bool(encoders & layers)

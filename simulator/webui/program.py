@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from PIL import Image
+
 from simulator.webui import catalogue, infotext, job, pictures, postprocess, scripts
 from simulator.webui.checkpoints import Checkpoints
 from simulator.webui.embeddings import Embeddings
@@ -42,7 +44,9 @@ class Program:
         self.queue = FifoLock()
         self.state = State()
         self.journal = Journal()
-        self.faults = Faults(flags.step_ms, flags.load_s, flags.leak_mb)
+        self.faults = Faults(
+            flags.step_ms, flags.load_s, flags.leak_mb, lambda: self.state.job != ""
+        )
         self.faults.set({"faults": list(flags.faults)})
         self.options = Options(flags.config_file)
         self.hashes = HashCache(flags.data_dir, disabled=flags.no_hashing)
@@ -61,7 +65,7 @@ class Program:
             lambda: self.faults.step_ms / 1000, self.faults.at_step, _never_returning
         )
         nan = NanCheck(flags.shown["disable_nan_check"], flags.shown["no_half"])
-        sampler = Sampler(self.options, self.model, self.state, clockwork, nan)
+        sampler = Sampler(self.model, self.state, clockwork, nan)
         params = None if flags.no_prompt_history else flags.data_dir / "params.txt"
         places = Places(self.styles, flags.data_dir, params)
         painter = Painter(parts, self.model, self.state, sampler)
@@ -81,7 +85,7 @@ class Program:
             WebuiError: in all the ways A1111 has.
             HttpError: 422 for an unknown script.
         """
-        return self._generation("txt2img", fields, given, ())
+        return self._generation("txt2img", fields, given, None)
 
     def img2img(self, fields: Fields, given: set[str]) -> Fields:
         """Answer img2img.
@@ -93,13 +97,13 @@ class Program:
         if fields["init_images"] is None:
             raise HttpError(404, "Init image not found")
         mask = pictures.decode(fields["mask"], self.options) if fields["mask"] else None
-        answer = self._generation("img2img", fields, given, (mask,))
+        answer = self._generation("img2img", fields, given, mask)
         if not fields["include_init_images"]:
             answer["parameters"] |= {"init_images": None, "mask": None}
         return answer
 
     def _generation(
-        self, kind: str, fields: Fields, given: set[str], masks: tuple[Any, ...]
+        self, kind: str, fields: Fields, given: set[str], mask: Image.Image | None
     ) -> Fields:
         self._apply_infotext(kind, fields, given)
         scripts.check(kind, fields["script_name"], fields["alwayson_scripts"])
@@ -113,7 +117,7 @@ class Program:
             self.model.get()
             if kind == "img2img":
                 decoded = [pictures.decode(image, self.options) for image in fields["init_images"]]
-                changed |= {"init_images": decoded, "mask": masks[0]}
+                changed |= {"init_images": decoded, "mask": mask}
             processed = self._run(kind, fields, changed)
         images = processed.images if fields["send_images"] else []
         encoded = [pictures.encode(image, self.options) for image in images]
@@ -159,7 +163,7 @@ class Program:
         encoded = [pictures.encode(image, self.options) for image in results]
         return {"html_info": text, "images": encoded}
 
-    def _extras(self, images: list[Any], fields: Fields) -> tuple[list[Any], str]:
+    def _extras(self, images: list[Image.Image], fields: Fields) -> tuple[list[Image.Image], str]:
         self.state.begin("extras")
         try:
             done = [postprocess.extras(image, fields, self.options) for image in images]

@@ -66,10 +66,7 @@ class Clockwork:
 class Sampler:
     """Runs passes on the loaded model."""
 
-    def __init__(
-        self, options: Options, model: Model, state: State, clockwork: Clockwork, nan: "NanCheck"
-    ) -> None:
-        self._options = options
+    def __init__(self, model: Model, state: State, clockwork: Clockwork, nan: "NanCheck") -> None:
         self._model = model
         self._state = state
         self._clockwork = clockwork
@@ -102,7 +99,10 @@ class Sampler:
             if state.interrupted or state.skipped:
                 break
             before_step(step / max(1, run.steps - 1))
-            decided.append((self._model.content, self._model.is_hijacked, networks()))
+            now = (self._model.content, self._model.is_hijacked, networks())
+            # Equal neighbours say nothing new; the number of steps is told apart.
+            if decided[-1:] != [now]:
+                decided.append(now)
             self._clockwork.at_step()
             if (pause := self._clockwork.step_s()) > 0:
                 time.sleep(pause)
@@ -110,9 +110,7 @@ class Sampler:
             state.sampling_step = step
             state.current_latent = _bound(preview, done / run.steps)
         clarity = done / run.steps if run.steps else 0.0
-        # Equal neighbours say nothing new; the number of steps is told apart.
-        changes = [item for n, item in enumerate(decided) if n == 0 or item != decided[n - 1]]
-        return Outcome((run.steps, done, run.sampler, run.schedule, *changes), clarity)
+        return Outcome((run.steps, done, run.sampler, run.schedule, *decided), clarity)
 
     def _check_size(self, size: tuple[int, int]) -> None:
         width, height = size
@@ -183,6 +181,7 @@ def of_job(job: Job, options: Options, vae: str) -> tuple[object, ...]:
         options["CLIP_stop_at_last_layers"],
         options["randn_source"],
         describe.merging_ratio(job, options),
+        describe.noise(job, options),
         *(
             getattr(job, name) if getattr(job, name) is not None else options[name]
             for name in ("s_min_uncond", "s_churn", "s_tmin", "s_tmax", "s_noise")

@@ -1,14 +1,17 @@
-"""Start the simulated WebUI as a process, and talk to it over its socket."""
+"""Start the simulated WebUI, in a thread or as a process, and talk to it over its socket."""
 
 import base64
+import contextlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -16,25 +19,26 @@ import requests
 from PIL import Image
 
 from simulator import models
+from simulator.loopback import in_background, listening
+from simulator.webui import flags
+from simulator.webui.app import Server
+from simulator.webui.program import Program
 from tests.conftest import ROOT
 
 API = "/sdapi/v1"
 
 
-class Webui:
-    """One running simulator; what it says goes to `log`."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "start_process" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
-        command = [sys.executable, "-m", "simulator", "webui", "--port", "0", *arguments]
-        self.log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, start_new_session=True
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"the simulator did not start: {log.read_text()}"
-        self.url: str = json.loads(line)["url"]
+
+class Webui:
+    """A simulator that listens at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.session = requests.Session()
 
     def call(self, method: str, path: str, **arguments: Any) -> requests.Response:
@@ -69,6 +73,21 @@ class Webui:
     def faults(self, **order: Any) -> None:
         assert self.post("/simulator/faults", order).status_code == 200
 
+
+class WebuiProcess(Webui):
+    """A simulator that runs as a process of its own; what it says goes to `log`."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        command = [sys.executable, "-m", "simulator", "webui", "--port", "0", *arguments]
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, start_new_session=True
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the simulator did not start: {log.read_text()}"
+        super().__init__(json.loads(line)["url"])
+
     def stop(self) -> int:
         """End it by SIGTERM, or at once if that takes too long, and return its exit status."""
         self.session.close()
@@ -83,17 +102,42 @@ class Webui:
         return self.process.wait()
 
 
+@contextlib.contextmanager
+def inside(
+    *arguments: object, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Webui]:
+    """Run a simulator in a thread of this process, which starts in milliseconds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        given = flags.parse([str(argument) for argument in arguments], environment, Path(scratch))
+        program = Program(given)
+        program.load_at_start()
+        with in_background(lambda: listening(Server(program).application())) as url:
+            webui = Webui(url)
+            try:
+                yield webui
+            finally:
+                webui.session.close()
+
+
 Start = Callable[..., Webui]
+StartProcess = Callable[..., WebuiProcess]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Start simulators that are stopped after the test: `start(models_dir, *flags)`."""
-    running: list[Webui] = []
+def start() -> Iterator[Start]:
+    """Run simulators beside the test, until it ends: `start("--models-dir", folder, …)`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **more: stack.enter_context(inside(*arguments, **more))
 
-    def started(*arguments: object) -> Webui:
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Iterator[StartProcess]:
+    """Start simulators as processes, for what only a process does."""
+    running: list[WebuiProcess] = []
+
+    def started(*arguments: object) -> WebuiProcess:
         log = tmp_path / f"webui-{len(running)}.log"
-        running.append(Webui([str(argument) for argument in arguments], log))
+        running.append(WebuiProcess([str(argument) for argument in arguments], log))
         return running[-1]
 
     yield started
@@ -113,14 +157,18 @@ def webui(start: Start, world: Path, tmp_path: Path) -> Webui:
     return start("--models-dir", world, "--data-dir", tmp_path / "data", "--no-half")
 
 
+@pytest.fixture
+def process(start_process: StartProcess, world: Path, tmp_path: Path) -> WebuiProcess:
+    """The same as a process."""
+    return start_process("--models-dir", world, "--data-dir", tmp_path / "data", "--no-half")
+
+
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
     """A simulator that a module's tests share; they leave its files and options as they are."""
-    folder = tmp_path_factory.mktemp("steady")
-    world = lay_out(folder / "models")
-    webui = Webui(["--models-dir", str(world), "--no-half"], folder / "webui.log")
-    yield webui
-    webui.stop()
+    world = lay_out(tmp_path_factory.mktemp("steady") / "models")
+    with inside("--models-dir", world, "--no-half") as webui:
+        yield webui
 
 
 def lay_out(folder: Path) -> Path:

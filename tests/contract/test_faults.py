@@ -13,9 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import ROOT
-from tests.contract.conftest import Start, Webui, pixels
-
-pytestmark = pytest.mark.slow
+from tests.contract.conftest import Start, StartProcess, Webui, WebuiProcess, pixels
 
 TXT2IMG = "/sdapi/v1/txt2img"
 
@@ -154,46 +152,54 @@ def test_slowness_changes_no_picture(webui: Webui) -> None:
     assert pixels(webui.generate()) == pixels(quick)
 
 
-def test_memory_can_leak_with_every_job(webui: Webui) -> None:
-    webui.generate()
-    before = webui.get("memory").json()["ram"]["used"]
-    webui.faults(leak_mb=20)
+def test_memory_can_leak_with_every_job(process: WebuiProcess) -> None:
+    process.generate()
+    before = process.get("memory").json()["ram"]["used"]
+    process.faults(leak_mb=20)
 
     for _ in range(3):
-        webui.generate()
+        process.generate()
 
-    assert webui.get("memory").json()["ram"]["used"] - before > 50 << 20
+    assert process.get("memory").json()["ram"]["used"] - before > 50 << 20
 
 
 @pytest.mark.parametrize(
     ("fault", "code"), [({"exit_code": 7}, 7), ({"signal": 9}, -9), ({"signal": 11}, -11)]
 )
-def test_it_can_die_while_idle(webui: Webui, fault: Any, code: int) -> None:
-    with pytest.raises(requests.ConnectionError):
-        webui.faults(faults=[{"kind": "die", "when": "idle", **fault}])
+def test_it_can_die_while_idle(process: WebuiProcess, fault: Any, code: int) -> None:
+    process.faults(faults=[{"kind": "die", "when": "idle", **fault}])
 
-    assert webui.process.wait(5) == code
+    assert process.process.wait(5) == code
+
+
+def test_dying_while_idle_waits_for_the_running_job(process: WebuiProcess) -> None:
+    process.generate()
+    process.faults(step_ms=20, faults=[{"kind": "die", "when": "idle", "delay_s": 0.1}])
+
+    assert process.generate(steps=20)["images"]
+
+    assert process.process.wait(5) == -9
 
 
 @pytest.mark.parametrize("when", ["sampling", "answering"])
-def test_it_can_die_in_the_midst_of_a_job(webui: Webui, when: str) -> None:
-    webui.faults(faults=[{"kind": "die", "when": when, "after": 1 if when == "answering" else 3}])
-    webui.get("progress")
+def test_it_can_die_in_the_midst_of_a_job(process: WebuiProcess, when: str) -> None:
+    process.faults(faults=[{"kind": "die", "when": when, "after": 1 if when == "answering" else 3}])
+    process.get("progress")
 
     with pytest.raises(requests.ConnectionError):
-        webui.generate(steps=10)
+        process.generate(steps=10)
 
-    assert webui.process.wait(5) == -9
+    assert process.process.wait(5) == -9
 
 
-def test_it_can_die_while_loading_a_checkpoint(webui: Webui) -> None:
-    webui.generate()
-    webui.faults(faults=[{"kind": "die", "when": "loading", "exit_code": 1}])
+def test_it_can_die_while_loading_a_checkpoint(process: WebuiProcess) -> None:
+    process.generate()
+    process.faults(faults=[{"kind": "die", "when": "loading", "exit_code": 1}])
 
     with pytest.raises(requests.ConnectionError):
-        webui.post("options", {"sd_model_checkpoint": "beta"})
+        process.post("options", {"sd_model_checkpoint": "beta"})
 
-    assert webui.process.wait(5) == 1
+    assert process.process.wait(5) == 1
 
 
 @pytest.mark.parametrize(
@@ -233,16 +239,18 @@ def test_the_journal_tells_what_was_asked_and_cuts_pictures(webui: Webui) -> Non
     assert webui.journal()["loads"] == 0
 
 
-def test_the_port_opens_after_the_boot(start: Start, world: Path) -> None:
+def test_the_port_opens_after_the_boot(start_process: StartProcess, world: Path) -> None:
     begun = time.monotonic()
 
-    start("--models-dir", world, "--boot-s", "0.6")
+    start_process("--models-dir", world, "--boot-s", "0.6")
 
     assert time.monotonic() - begun > 0.6
 
 
-def test_a_slow_load_at_the_start_delays_the_first_job_alone(start: Start, world: Path) -> None:
-    webui = start("--models-dir", world, "--load-s", "0.6")
+def test_a_slow_load_at_the_start_delays_the_first_job_alone(
+    start_process: StartProcess, world: Path
+) -> None:
+    webui = start_process("--models-dir", world, "--load-s", "0.6")
     begun = time.monotonic()
 
     assert webui.get("progress").json()["state"]["job"] == ""
@@ -269,8 +277,10 @@ def run(*flags: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
 
 
-def test_the_flags_of_a_real_start_are_taken(start: Start, world: Path, tmp_path: Path) -> None:
-    webui = start(
+def test_the_flags_of_a_real_start_are_taken(
+    start_process: StartProcess, world: Path, tmp_path: Path
+) -> None:
+    webui = start_process(
         *("--api", "--nowebui", "--skip-load-model-at-start", "--no-download-sd-model"),
         *("--skip-prepare-environment", "--server-name", "127.0.0.1", "--models-dir", world),
         *("--data-dir", tmp_path, "--xformers", "--opt-sdp-attention", "--api-log"),
@@ -281,11 +291,13 @@ def test_the_flags_of_a_real_start_are_taken(start: Start, world: Path, tmp_path
     assert flags["port"] == webui.url.rsplit(":", 1)[1]
 
 
-def test_the_server_can_be_killed_only_with_its_flag(start: Start, world: Path) -> None:
-    webui = start("--models-dir", world, "--api-server-stop")
+def test_the_server_can_be_killed_only_with_its_flag(
+    start_process: StartProcess, world: Path
+) -> None:
+    process = start_process("--models-dir", world, "--api-server-stop")
 
-    assert webui.post("server-stop").text == "Stopping."
-    assert webui.post("server-restart").status_code == 501
+    assert process.post("server-stop").text == "Stopping."
+    assert process.post("server-restart").status_code == 501
     with pytest.raises(requests.ConnectionError):
-        webui.post("server-kill")
-    assert webui.process.wait(5) == 0
+        process.post("server-kill")
+    assert process.process.wait(5) == 0

@@ -9,8 +9,6 @@ import pytest
 from simulator import models
 from tests.contract.conftest import Start, Webui, pixels
 
-pytestmark = pytest.mark.slow
-
 PROMPT = "a cat <lora:{}:{}>"
 
 

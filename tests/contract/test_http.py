@@ -8,8 +8,6 @@ import requests
 
 from tests.contract.conftest import Start, Webui, pixels
 
-pytestmark = pytest.mark.slow
-
 
 def handler(kind: str, *, detail: str = "", text: str = "") -> dict[str, str]:
     return {"error": kind, "detail": detail, "body": "", "errors": text}

@@ -10,8 +10,6 @@ from PIL import Image
 
 from tests.contract.conftest import Webui, encoded, picture, pixels
 
-pytestmark = pytest.mark.slow
-
 USER_COMMENT = 0x9286
 EXIF_IFD = 0x8769
 PLAIN = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "seed": 1}

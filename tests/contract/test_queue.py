@@ -13,18 +13,16 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.contract.conftest import Start, Webui, pixels
-
-pytestmark = pytest.mark.slow
+from tests.contract.conftest import StartProcess, Webui, WebuiProcess, pixels
 
 STEP_MS = 10
 
 
 @pytest.fixture
-def slow(start: Start, world: Path, tmp_path: Path) -> Webui:
+def slow(start_process: StartProcess, world: Path, tmp_path: Path) -> WebuiProcess:
     """A simulator whose steps take 10 ms each."""
     flags = ("--models-dir", world, "--data-dir", tmp_path / "data", "--step-ms", STEP_MS)
-    webui = start(*flags)
+    webui = start_process(*flags)
     webui.generate(steps=1)
     return webui
 
@@ -64,7 +62,7 @@ def running(found: dict[str, Any]) -> bool:
     return bool(found["state"]["sampling_step"] > 5)
 
 
-def test_idle_progress_is_all_zero_and_keeps_the_last_timestamp(slow: Webui) -> None:
+def test_idle_progress_is_all_zero_and_keeps_the_last_timestamp(slow: WebuiProcess) -> None:
     found = progress(slow)
 
     assert found["progress"] == found["eta_relative"] == 0.0
@@ -83,7 +81,7 @@ def test_idle_progress_is_all_zero_and_keeps_the_last_timestamp(slow: Webui) -> 
     }
 
 
-def test_progress_follows_the_steps(slow: Webui, aside: ThreadPoolExecutor) -> None:
+def test_progress_follows_the_steps(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
     done = aside.submit(job, slow)
     found = until(slow, running)
 
@@ -96,7 +94,7 @@ def test_progress_follows_the_steps(slow: Webui, aside: ThreadPoolExecutor) -> N
 
 
 def test_a_preview_of_a_quarter_of_the_size_comes_after_ten_steps(
-    slow: Webui, aside: ThreadPoolExecutor
+    slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
     done = aside.submit(job, slow)
     early = until(slow, lambda found: found["state"]["job"] != "")
@@ -113,7 +111,7 @@ def test_a_preview_of_a_quarter_of_the_size_comes_after_ten_steps(
 
 
 def test_batches_and_the_hires_fix_are_counted_as_jobs(
-    slow: Webui, aside: ThreadPoolExecutor
+    slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
     done = aside.submit(job, slow, n_iter=2, steps=20, enable_hr=True, denoising_strength=0.5)
 
@@ -126,7 +124,7 @@ def test_batches_and_the_hires_fix_are_counted_as_jobs(
 
 
 def test_an_interrupted_job_answers_200_with_what_it_has(
-    slow: Webui, aside: ThreadPoolExecutor
+    slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
     whole = job(slow, steps=60)
     done = aside.submit(job, slow, n_iter=3)
@@ -143,7 +141,9 @@ def test_an_interrupted_job_answers_200_with_what_it_has(
     assert slow.journal()["interrupts"] == 1
 
 
-def test_an_interrupt_hits_the_running_job_alone(slow: Webui, aside: ThreadPoolExecutor) -> None:
+def test_an_interrupt_hits_the_running_job_alone(
+    slow: WebuiProcess, aside: ThreadPoolExecutor
+) -> None:
     whole = job(slow, steps=20)
     first = aside.submit(job, slow, steps=400)
     until(slow, running)
@@ -156,7 +156,7 @@ def test_an_interrupt_hits_the_running_job_alone(slow: Webui, aside: ThreadPoolE
     assert pixels(first.result()) != pixels(whole)
 
 
-def test_an_interrupt_or_skip_while_idle_hits_no_job(slow: Webui) -> None:
+def test_an_interrupt_or_skip_while_idle_hits_no_job(slow: WebuiProcess) -> None:
     whole = job(slow, steps=5)
 
     slow.post("interrupt")
@@ -167,7 +167,7 @@ def test_an_interrupt_or_skip_while_idle_hits_no_job(slow: Webui) -> None:
     assert pixels(job(slow, steps=5)) == pixels(whole)
 
 
-def test_a_skip_ends_one_picture_and_goes_on(slow: Webui, aside: ThreadPoolExecutor) -> None:
+def test_a_skip_ends_one_picture_and_goes_on(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
     done = aside.submit(job, slow, n_iter=3, steps=40)
     until(slow, lambda found: found["state"]["job_no"] == 1 and running(found))
 
@@ -179,7 +179,9 @@ def test_a_skip_ends_one_picture_and_goes_on(slow: Webui, aside: ThreadPoolExecu
     assert pixels(answer, 1) != pixels(job(slow, seed=2, steps=40))
 
 
-def test_jobs_run_one_by_one_in_the_order_they_came(slow: Webui, aside: ThreadPoolExecutor) -> None:
+def test_jobs_run_one_by_one_in_the_order_they_came(
+    slow: WebuiProcess, aside: ThreadPoolExecutor
+) -> None:
     ended: list[int] = []
 
     def timed(number: int) -> None:
@@ -201,7 +203,7 @@ def test_jobs_run_one_by_one_in_the_order_they_came(slow: Webui, aside: ThreadPo
     ["progress", "options", "sd-models", "loras", "samplers", "memory", "/simulator/journal"],
 )
 def test_lists_do_not_wait_for_the_running_job(
-    slow: Webui, aside: ThreadPoolExecutor, path: str
+    slow: WebuiProcess, aside: ThreadPoolExecutor, path: str
 ) -> None:
     done = aside.submit(job, slow, steps=100, width=512, height=512)
     until(slow, running)
@@ -220,7 +222,7 @@ def test_lists_do_not_wait_for_the_running_job(
 
 @pytest.mark.parametrize("path", ["refresh-checkpoints", "refresh-vae", "refresh-embeddings"])
 def test_refreshing_waits_for_the_running_job(
-    slow: Webui, aside: ThreadPoolExecutor, path: str
+    slow: WebuiProcess, aside: ThreadPoolExecutor, path: str
 ) -> None:
     done = aside.submit(job, slow, steps=40)
     until(slow, running)
@@ -231,7 +233,7 @@ def test_refreshing_waits_for_the_running_job(
     done.result()
 
 
-def test_refreshing_loras_does_not_wait(slow: Webui, aside: ThreadPoolExecutor) -> None:
+def test_refreshing_loras_does_not_wait(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
     done = aside.submit(job, slow, steps=100)
     until(slow, running)
 
@@ -243,7 +245,7 @@ def test_refreshing_loras_does_not_wait(slow: Webui, aside: ThreadPoolExecutor) 
 
 
 def test_setting_a_checkpoint_waits_but_the_option_changes_at_once(
-    slow: Webui, aside: ThreadPoolExecutor
+    slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
     first = aside.submit(job, slow, steps=50)
     until(slow, running)
@@ -265,7 +267,7 @@ def test_setting_a_checkpoint_waits_but_the_option_changes_at_once(
     assert setting.result().status_code == 200
 
 
-def test_other_options_do_not_wait(slow: Webui, aside: ThreadPoolExecutor) -> None:
+def test_other_options_do_not_wait(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
     done = aside.submit(job, slow, steps=100)
     until(slow, running)
 
@@ -276,7 +278,7 @@ def test_other_options_do_not_wait(slow: Webui, aside: ThreadPoolExecutor) -> No
     done.result()
 
 
-def test_a_client_that_goes_away_does_not_stop_its_job(slow: Webui) -> None:
+def test_a_client_that_goes_away_does_not_stop_its_job(slow: WebuiProcess) -> None:
     before = slow.journal()["jobs"]
     with pytest.raises(requests.Timeout):
         requests.post(f"{slow.url}/sdapi/v1/txt2img", json={"steps": 30}, timeout=0.1)
@@ -287,7 +289,7 @@ def test_a_client_that_goes_away_does_not_stop_its_job(slow: Webui) -> None:
 
 
 def test_a_pool_full_of_queued_jobs_leaves_no_thread_for_progress(
-    slow: Webui, aside: ThreadPoolExecutor
+    slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
     jobs = [aside.submit(job, slow, steps=3) for _ in range(50)]
     # The journal is answered past the pool.
@@ -303,7 +305,9 @@ def test_a_pool_full_of_queued_jobs_leaves_no_thread_for_progress(
     assert waited > 0.1
 
 
-def test_sigterm_lets_the_running_job_be_answered(slow: Webui, aside: ThreadPoolExecutor) -> None:
+def test_sigterm_lets_the_running_job_be_answered(
+    slow: WebuiProcess, aside: ThreadPoolExecutor
+) -> None:
     done = aside.submit(job, slow, steps=60)
     until(slow, running)
     slow.session.close()
@@ -314,7 +318,7 @@ def test_sigterm_lets_the_running_job_be_answered(slow: Webui, aside: ThreadPool
     assert slow.process.wait(5) == -signal.SIGTERM
 
 
-def test_the_port_closes_at_sigterm(slow: Webui, aside: ThreadPoolExecutor) -> None:
+def test_the_port_closes_at_sigterm(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
     done = aside.submit(job, slow, steps=60)
     until(slow, running)
 
@@ -327,17 +331,19 @@ def test_the_port_closes_at_sigterm(slow: Webui, aside: ThreadPoolExecutor) -> N
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 0)])
-def test_an_idle_server_ends_at_once(webui: Webui, number: signal.Signals, code: int) -> None:
-    webui.get("progress")
+def test_an_idle_server_ends_at_once(
+    process: WebuiProcess, number: signal.Signals, code: int
+) -> None:
+    process.get("progress")
     begun = time.monotonic()
 
-    webui.process.send_signal(number)
+    process.process.send_signal(number)
 
-    assert webui.process.wait(5) == code
+    assert process.process.wait(5) == code
     assert time.monotonic() - begun < 2
 
 
-def test_a_size_without_measure_never_ends_and_is_not_interrupted(slow: Webui) -> None:
+def test_a_size_without_measure_never_ends_and_is_not_interrupted(slow: WebuiProcess) -> None:
     with pytest.raises(requests.Timeout):
         requests.post(
             f"{slow.url}/sdapi/v1/txt2img",

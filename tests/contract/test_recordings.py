@@ -21,7 +21,7 @@ import pytest
 
 from simulator import models
 from tests.conftest import ROOT
-from tests.contract.conftest import Webui
+from tests.contract.conftest import WebuiProcess
 
 SHARED = ROOT.parent / "shared" / "webui"
 pytestmark = [
@@ -108,7 +108,7 @@ def _recorded(name: str) -> Any:
 def recorded_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world whose hashes are known already, as they were on the recorded server."""
     world = World(tmp_path_factory.mktemp("recorded") / "home")
-    webui = Webui([*FLAGS, "--data-dir", str(world.home)], world.home / "warm-up.log")
+    webui = WebuiProcess([*FLAGS, "--data-dir", str(world.home)], world.home / "warm-up.log")
     for name in CHECKPOINTS:
         assert (
             webui.post("options", {"sd_model_checkpoint": f"{name}.safetensors"}).status_code == 200
@@ -120,11 +120,11 @@ def recorded_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def fresh(recorded_world: World, tmp_path: Path) -> Iterator[Webui]:
+def fresh(recorded_world: World, tmp_path: Path) -> Iterator[WebuiProcess]:
     """A freshly started simulator without config.json."""
     config = recorded_world.home / "config.json"
     config.unlink(missing_ok=True)
-    webui = Webui([*FLAGS, "--data-dir", str(recorded_world.home)], tmp_path / "webui.log")
+    webui = WebuiProcess([*FLAGS, "--data-dir", str(recorded_world.home)], tmp_path / "webui.log")
     yield webui
     webui.stop()
     config.unlink(missing_ok=True)
@@ -132,7 +132,7 @@ def fresh(recorded_world: World, tmp_path: Path) -> Iterator[Webui]:
 
 @pytest.mark.parametrize("suite", sorted(suites()))
 def test_a_suite_of_recordings_is_answered_as_it_was(
-    suite: str, fresh: Webui, recorded_world: World, subtests: pytest.Subtests
+    suite: str, fresh: WebuiProcess, recorded_world: World, subtests: pytest.Subtests
 ) -> None:
     drawn: dict[str, tuple[Any, Any]] = {}
     for one in suites()[suite]:
@@ -150,7 +150,11 @@ def test_a_suite_of_recordings_is_answered_as_it_was(
         _check_pictures(drawn)
 
 
-def _replayed(one: dict[str, Any], webui: Webui, world: World) -> tuple[int, Any]:
+def test_the_schema_is_the_recorded_one(fresh: WebuiProcess) -> None:
+    assert fresh.get("/openapi.json").json() == json.loads((SHARED / "openapi.json").read_text())
+
+
+def _replayed(one: dict[str, Any], webui: WebuiProcess, world: World) -> tuple[int, Any]:
     request = one["request"]
     arguments: dict[str, Any] = {}
     if "raw_body" in request:

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from simulator import models
-from tests.contract.conftest import Start, Webui, pixels
-
-pytestmark = pytest.mark.slow
+from tests.contract.conftest import Start, StartProcess, Webui, pixels
 
 
 def checkpoint(webui: Webui) -> Any:
@@ -136,10 +134,10 @@ def test_null_goes_back_to_the_first_checkpoint(webui: Webui) -> None:
 
 
 def test_a_hash_is_known_only_after_a_load_and_remembered_across_restarts(
-    start: Start, world: Path, tmp_path: Path
+    start_process: StartProcess, world: Path, tmp_path: Path
 ) -> None:
     flags = ("--models-dir", world, "--data-dir", tmp_path / "data", "--skip-load-model-at-start")
-    webui = start(*flags)
+    webui = start_process(*flags)
 
     def titles() -> list[str]:
         return [one["title"] for one in webui.get("sd-models").json()]
@@ -150,7 +148,7 @@ def test_a_hash_is_known_only_after_a_load_and_remembered_across_restarts(
     assert (alpha, broken) == ("alpha.safetensors", "broken.safetensors")
     assert beta.startswith("below/beta.safetensors [")
     webui.stop()
-    webui = start(*flags)
+    webui = start_process(*flags)
     assert titles() == [alpha, broken, beta]
     assert checkpoint(webui) == beta
 
@@ -211,15 +209,17 @@ def test_an_option_of_a_wrong_type_is_taken_and_breaks_what_reads_it(webui: Webu
     assert webui.generate()["images"]
 
 
-def test_options_are_kept_in_config_json(start: Start, world: Path, tmp_path: Path) -> None:
+def test_options_are_kept_in_config_json(
+    start_process: StartProcess, world: Path, tmp_path: Path
+) -> None:
     flags = ("--models-dir", world, "--data-dir", tmp_path / "data")
-    webui = start(*flags)
+    webui = start_process(*flags)
     webui.post("options", {"jpeg_quality": 55, "sd_model_checkpoint": "beta"})
     webui.stop()
 
     saved = json.loads((tmp_path / "data" / "config.json").read_text())
     assert saved["jpeg_quality"] == 55
-    again = start(*flags)
+    again = start_process(*flags)
     assert again.options()["jpeg_quality"] == 55
     assert used(again.generate()) == "beta"
 

@@ -1,13 +1,12 @@
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.settings import SettingsError
+from worker.__main__ import main
 from worker.links import FOLDERS
 from worker.preflight import OPTIONS, preflight
 
@@ -169,46 +168,57 @@ def test_every_option_exists_in_a1111_and_has_its_type() -> None:
     }
 
 
-def command(environ: dict[str, str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    argv = ["--webui-dir", str(tmp_path / "webui"), "--data-dir", str(tmp_path / "data")]
-    return subprocess.run(
-        [sys.executable, "-m", "worker", "preflight", *argv],
-        cwd=ROOT,
-        env={"PATH": os.defpath, **environ},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+@pytest.fixture
+def command(
+    container: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """Run `python -m worker preflight` in the container, with more variables if need be."""
+
+    def run_command(**more: str) -> int:
+        for name, text in (container | more).items():
+            monkeypatch.setenv(name, text)
+        folders = ["--webui-dir", str(tmp_path / "webui"), "--data-dir", str(tmp_path / "data")]
+        return main(["preflight", *folders])
+
+    return run_command
 
 
-def test_the_command_prints_what_it_found(container: dict[str, str], tmp_path: Path) -> None:
-    done = command(container, tmp_path)
+def test_the_command_prints_what_it_found(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command() == 0
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 4
-    assert all(line.startswith("preflight: ") for line in done.stdout.splitlines())
+    said, complaints = capsys.readouterr()
+    assert [line.split()[:2] for line in said.splitlines()] == [
+        ["preflight:", word] for word in ("webui", "volume", "links", "config")
+    ]
+    assert complaints == ""
 
 
 def test_the_command_ends_with_78_and_one_line_per_wrong_setting(
-    container: dict[str, str], tmp_path: Path
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = command({**container, "A1111_CACHE_STALL_S": "-1", "A1111_WEBUI_POTR": "1"}, tmp_path)
+    assert command(A1111_CACHE_STALL_S="-1", A1111_WEBUI_POTR="1") == 78
 
-    assert (done.returncode, done.stdout) == (78, "")
-    assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == [
-        "A1111_CACHE_STALL_S",
-        "A1111_WEBUI_POTR",
+    said, complaints = capsys.readouterr()
+    assert said == ""
+    assert [line.split()[1] for line in complaints.splitlines()] == [
+        "A1111_CACHE_STALL_S:",
+        "A1111_WEBUI_POTR:",
     ]
 
 
 def test_the_command_names_the_file_that_it_cannot_write(
-    container: dict[str, str], tmp_path: Path
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").write_text("a file, where a folder should be")
 
-    done = command(container, tmp_path)
+    assert command() == 78
 
-    assert done.returncode == 78
-    assert f"{tmp_path / 'data'}" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert f"preflight: {tmp_path / 'data'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["preflight"], ["preflght"]])
+def test_a_command_line_that_names_no_command_is_refused(argv: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
