@@ -174,14 +174,16 @@ def _spellings(scheduler: dict[str, Any]) -> list[str]:
 def _unknown(
     field: str, name: str, offered: list[str], aliases: dict[str, str] | None = None
 ) -> InvalidInputError:
-    proper = {spelling.lower(): spelling for spelling in offered}
-    proper |= {alias.lower(): owner for alias, owner in (aliases or {}).items()}
+    proper = {alias.lower(): owner for alias, owner in (aliases or {}).items()}
+    # The first spelling wins: a scheduler's label ("Karras") comes before its name ("karras").
+    proper |= {spelling.lower(): spelling for spelling in reversed(offered)}
     near = difflib.get_close_matches(name[:80].lower(), proper, n=3, cutoff=0.5)
     matches = list(dict.fromkeys(proper[match] for match in near))
     if matches:
         hint = f"Did you mean {' or '.join(repr(match) for match in matches)}?"
     elif offered:
-        hint = f"There are: {', '.join(offered[:40])}."
+        listed = list(dict.fromkeys(proper[spelling.lower()] for spelling in offered))
+        hint = f"There are: {', '.join(listed[:40])}."
     else:
         hint = "This WebUI offers none."
     return InvalidInputError(
