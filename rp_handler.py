@@ -11,18 +11,21 @@ machine: the simulator stands in for A1111, and every answer says so.
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Any
 
 import rp_sdk
 from model_cache.cache import ModelCache
-from schemas.errors import BackendError, InternalError, WorkerError
+from schemas.errors import BackendError, InternalError, InvalidInputError, WorkerError
 from schemas.result import Result
 from schemas.settings import Settings, SettingsError
 from worker import local, logs
@@ -59,7 +62,7 @@ def make_handler(run: Run, *, online: bool) -> rp_sdk.Handler:
         except asyncio.CancelledError:
             cancelled.set()
             await asyncio.wait({work})
-            log.info("cancelled")
+            log.info(f"cancelled: {work.exception()}")
             raise
         except WorkerError as error:
             log.warning(f"{error.code}: {error}")
@@ -117,8 +120,16 @@ def with_volume(settings: Settings) -> Settings:
     )
 
 
-def simulated(settings: Settings) -> tuple[Settings, WebuiProcess]:
-    """Start the simulator in place of A1111, on a small folder of models of its own."""
+def simulated(settings: Settings, links: Path) -> tuple[Settings, WebuiProcess]:
+    """Start the simulator in place of A1111, on a small folder of models of its own.
+
+    Args:
+        settings: those of the environment.
+        links: an empty folder for the links to models, which lasts as long as the simulator.
+
+    Raises:
+        SettingsError: the models could not be written.
+    """
     log.warning("No WebUI here: A1111 is SIMULATED. Pictures are drawn, not generated.")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -129,7 +140,6 @@ def simulated(settings: Settings) -> tuple[Settings, WebuiProcess]:
         seed = spawn([sys.executable, "-m", "simulator", "models", str(cache.models)], ROOT)
         if (code := seed.wait()) != 0:
             raise SettingsError(f"The simulator could not write models to {cache.models} ({code}).")
-    links = ROOT / ".demo" / f"links-{port}"
     webui = settings.webui.model_copy(update={"port": port, "links": links})
     child = spawn(
         [
@@ -200,31 +210,48 @@ def main() -> int:
     local_test = (
         not online and "--rp_serve_api" not in rest and "RUNPOD_REALTIME_PORT" not in environ
     )
-    child = None
     try:
-        settings = Settings.from_env(environ)
-        logs.configure(settings.log.level, as_json="RUNPOD_ENDPOINT_ID" in environ)
-        if is_developers_machine(environ):
-            settings, child = simulated(settings)
-        else:
-            settings, child = with_volume(settings), adopted(arguments)
-        runner = started(settings, child)
-        handler = make_handler(replacing(runner.run, child), online=online)
-        if local_test:
-            # The SDK would bury the paths of the files under dumps of the result.
-            environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
-            handler = saving(handler)
-        rp_sdk.serve(handler)
+        with ExitStack() as stack:
+            _require_test_input(rest)
+            settings = Settings.from_env(environ)
+            logs.configure(settings.log.level, as_json="RUNPOD_ENDPOINT_ID" in environ)
+            child: WebuiProcess | None
+            if is_developers_machine(environ):
+                links = stack.enter_context(TemporaryDirectory(prefix="a1111-links-"))
+                settings, child = simulated(settings, Path(links))
+            else:
+                settings, child = with_volume(settings), adopted(arguments)
+            if child is not None:
+                stack.callback(child.stop, STOP_GRACE_S)
+            runner = started(settings, child)
+            handler = make_handler(replacing(runner.run, child), online=online)
+            if local_test:
+                # The SDK would bury the paths of the files under dumps of the result.
+                environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
+                handler = saving(handler)
+            rp_sdk.serve(handler)
     except SettingsError as error:
         sys.stderr.write(f"The settings are wrong:\n{error}\n")
         return EX_CONFIG
     except WorkerError as error:
         log.critical(f"{error.code}: {error}")
         return 1
-    finally:
-        if child is not None:
-            child.stop(STOP_GRACE_S)
     return 0
+
+
+def _require_test_input(arguments: list[str]) -> None:
+    """Raise InvalidInputError if --test_input is no job; the SDK would show a traceback, or take another."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--test_input")
+    text = parser.parse_known_args(arguments)[0].test_input
+    if text is None:
+        return
+    try:
+        job = json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"--test_input is not JSON: {error}.") from None
+    if not isinstance(job, dict) or "input" not in job:
+        raise InvalidInputError('--test_input must be a job: {"input": {…}}.')
 
 
 def _parser() -> argparse.ArgumentParser:

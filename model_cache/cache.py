@@ -43,7 +43,7 @@ from schemas.settings import CacheSettings
 
 # How old the list may be: for what other workers add, and before we say that a model is not there.
 _FRESH_S = 60.0
-_MISS_FRESH_S = 2.0
+_MISS_FRESH_S = 0.2
 # How often a model may change between the look and the use before we call the volume too busy.
 _LOOKS = 8
 _WAIT_S = 0.05

@@ -145,9 +145,11 @@ class Inventory:
         Raises:
             ModelNotFoundError: several files are spelled so, and none of them is called so.
         """
+        # As it is first: a file may be called `x.safetensors.safetensors`.
+        for name in (text, text.removesuffix(SUFFIX)):
+            if (model := self.named(kind, name)) is not None:
+                return model
         text = text.removesuffix(SUFFIX)
-        if (model := self.named(kind, text)) is not None:
-            return model
         spelled = self._spelled[kind].get(text) or self._digests.get((kind, text.lower()), [])[:1]
         if len(spelled) > 1:
             names = ", ".join(self._models[file.path].name for file in spelled[:5])

@@ -117,7 +117,7 @@ def registry_path(volume: Path) -> Path:
 
 def beside(name: str, digest: str, digits: int = 8) -> str:
     """Return the name under which other bytes than those called `name` are published."""
-    return f"{name}-{digest[:digits]}"
+    return f"{shortened(name, MAX_NAME_BYTES - digits - 1)}-{digest[:digits]}"
 
 
 def safe_name(text: str) -> str:

@@ -82,4 +82,4 @@ def _plain(text: str) -> str:
     if len(name.encode()) <= MAX_NAME_BYTES:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()
-    return layout.beside(layout.shortened(name, MAX_NAME_BYTES - 9), digest)
+    return layout.beside(name, digest)

@@ -16,10 +16,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from schemas.errors import InvalidInputError
+from schemas.infotext import fields_of
 from schemas.model_ref import Kind, LoraRef, ModelRef, as_fields
 from schemas.settings import JobSettings
 
 MAX_DEPTH = 32
+MAX_VALUES = 100_000
+MAX_UNKNOWN = 100
+MAX_SHOWN = 10
+MAX_SIDE_PX = 1 << 20
 SHOWN_CHARS = 80
 
 # What callers write from habit with other tools, and the field that they mean.
@@ -66,6 +71,10 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
+def _as_object(value: object) -> object:
+    return {} if value == [] else value  # as pydantic 1 takes it, and PHP writes it
+
+
 def _as_list(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
@@ -74,6 +83,10 @@ Int = Annotated[int, BeforeValidator(_as_int)]
 Float = Annotated[float, BeforeValidator(_as_float)]
 Text = Annotated[str, BeforeValidator(_as_text)]
 Count = Annotated[Int, Field(ge=1)]
+Side = Annotated[Int, Field(ge=1, le=MAX_SIDE_PX)]
+OptionalSide = Annotated[Int, Field(ge=0, le=MAX_SIDE_PX)]
+ResizedSide = Annotated[Int, Field(ge=-1, le=MAX_SIDE_PX)]
+Object = Annotated[dict[str, Any], BeforeValidator(_as_object)]
 Seed = Annotated[Int, Field(ge=-(2**63), lt=2**63)]
 
 Checkpoint = Annotated[ModelRef, BeforeValidator(lambda value: as_fields(value, Kind.CHECKPOINT))]
@@ -93,16 +106,16 @@ class Generation(BaseModel):
     seed: Seed = -1
     subseed: Seed = -1
     subseed_strength: Float = 0
-    seed_resize_from_h: Int = -1
-    seed_resize_from_w: Int = -1
+    seed_resize_from_h: ResizedSide = -1
+    seed_resize_from_w: ResizedSide = -1
     sampler_name: Text | None = None
     scheduler: Text | None = None
     batch_size: Count = 1
     n_iter: Count = 1
     steps: Count = 50
     cfg_scale: Float = 7.0
-    width: Count = 512
-    height: Count = 512
+    width: Side = 512
+    height: Side = 512
     restore_faces: bool | None = None
     tiling: bool | None = None
     do_not_save_samples: bool = False
@@ -114,19 +127,19 @@ class Generation(BaseModel):
     s_tmax: Float | None = None
     s_tmin: Float | None = None
     s_noise: Float | None = None
-    override_settings: dict[str, Any] = Field(default_factory=dict)
+    override_settings: Object = Field(default_factory=dict)
     override_settings_restore_afterwards: bool = True
     refiner_switch_at: Float | None = None
     disable_extra_networks: bool = False
     firstpass_image: Text | None = None
-    comments: dict[str, Any] | None = None
+    comments: Object | None = None
     force_task_id: Text | None = None
     sampler_index: Text = "Euler"
     script_name: Text | None = None
     script_args: list[Any] = Field(default_factory=list)
     send_images: bool = True
     save_images: bool = False
-    alwayson_scripts: dict[str, Any] = Field(default_factory=dict)
+    alwayson_scripts: Object = Field(default_factory=dict)
     infotext: Text | None = None
 
     # Ours. They become override settings, tags in the prompt and files on the volume.
@@ -150,13 +163,13 @@ class Txt2Img(Generation):
     """A picture from words. Body of POST /sdapi/v1/txt2img."""
 
     enable_hr: bool = False
-    firstphase_width: Int = 0
-    firstphase_height: Int = 0
-    hr_scale: Float = Field(2.0, gt=0)
+    firstphase_width: OptionalSide = 0
+    firstphase_height: OptionalSide = 0
+    hr_scale: Float = Field(2.0, gt=0, le=64)
     hr_upscaler: Text | None = None
     hr_second_pass_steps: Int = Field(0, ge=0)
-    hr_resize_x: Int = Field(0, ge=0)
-    hr_resize_y: Int = Field(0, ge=0)
+    hr_resize_x: OptionalSide = 0
+    hr_resize_y: OptionalSide = 0
     hr_checkpoint_name: Literal["Use same checkpoint"] | Checkpoint | None = None
     hr_sampler_name: Text | None = None
     hr_scheduler: Text | None = None
@@ -164,21 +177,22 @@ class Txt2Img(Generation):
     hr_negative_prompt: Text = ""
 
     @property
-    def final_size(self) -> tuple[int, int]:
-        """Width and height in pixels of the picture that leaves, hires fix included.
+    def largest_pixels(self) -> int:
+        """Width x height of the largest picture on the way, hires fix included.
 
-        Source: A1111 1.10.1, modules/processing.py, calculate_target_resolution: a single
-        `hr_resize_*` keeps the aspect ratio; both crop to that size.
+        Source: A1111 1.10.1, modules/processing.py, calculate_target_resolution: one `hr_resize_*`
+        keeps the aspect ratio; with both the picture is made large enough for both, then cropped.
         """
+        first = self.width * self.height
+        if self.firstphase_width or self.firstphase_height:
+            first = max(first, self.firstphase_width * self.firstphase_height)
         if not self.enable_hr:
-            return self.width, self.height
-        if self.hr_resize_x and self.hr_resize_y:
-            return self.hr_resize_x, self.hr_resize_y
-        if self.hr_resize_x:
-            return self.hr_resize_x, self.hr_resize_x * self.height // self.width
-        if self.hr_resize_y:
-            return self.hr_resize_y * self.width // self.height, self.hr_resize_y
-        return int(self.width * self.hr_scale), int(self.height * self.hr_scale)
+            return first
+        if not self.hr_resize_x and not self.hr_resize_y:
+            return max(first, int(self.width * self.hr_scale) * int(self.height * self.hr_scale))
+        by_width = self.hr_resize_x * (self.hr_resize_x * self.height // self.width)
+        by_height = self.hr_resize_y * (self.hr_resize_y * self.width // self.height)
+        return max(first, by_width, by_height)
 
 
 class Img2Img(Generation):
@@ -202,9 +216,9 @@ class Img2Img(Generation):
     include_init_images: bool = False
 
     @property
-    def final_size(self) -> tuple[int, int]:
-        """Width and height in pixels of the picture that leaves."""
-        return self.width, self.height
+    def largest_pixels(self) -> int:
+        """Width x height of the picture."""
+        return self.width * self.height
 
 
 OURS = frozenset(
@@ -249,6 +263,8 @@ def parse(value: object, limits: JobSettings) -> Request:
     fields, warnings = _known_names(_unwrapped(value))
     model = Img2Img if "init_images" in fields else Txt2Img
     _refuse_long_text(fields, limits.max_prompt_chars)
+    if isinstance(fields.get("infotext"), str):
+        warnings += _take_infotext(fields, txt2img=model is Txt2Img)
     warnings += _unknown_fields(fields, model)
     fields, rounded = _rounded_sizes(fields)
     try:
@@ -261,8 +277,8 @@ def parse(value: object, limits: JobSettings) -> Request:
 
 def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
     """Return the payload of the envelope form for txt2img and img2img, or the flat form itself."""
-    if "api" not in value:
-        return value
+    if value.get("api") is None:
+        return {name: entry for name, entry in value.items() if name != "api"}
     api, payload = value["api"], value.get("payload")
     endpoint = str(api.get("endpoint", "")).strip("/") if isinstance(api, dict) else ""
     route = endpoint.removeprefix("sdapi/v1/")
@@ -299,12 +315,30 @@ def _known_names(value: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return fields, warnings
 
 
+def _take_infotext(fields: dict[str, Any], *, txt2img: bool) -> list[str]:
+    """Put what the infotext says into `fields` where the request does not say it itself."""
+    said, options, aside = fields_of(fields.pop("infotext"), txt2img=txt2img)
+    own = fields.get("override_settings", {})
+    if isinstance(own, dict):
+        fields["override_settings"] = {**options, **own}
+    for name, entry in said.items():
+        fields.setdefault(name, entry)
+    if not aside:
+        return []
+    names = ", ".join(shown(label) for label in aside[:MAX_SHOWN])
+    return [f"What the infotext says of {names} was left aside."]
+
+
 def _unknown_fields(fields: Mapping[str, Any], model: type[Job]) -> list[str]:
     known = list(model.model_fields)
+    unknown = [name for name in fields if name not in model.model_fields]
+    if len(unknown) > MAX_UNKNOWN:
+        raise InvalidInputError(
+            f"{len(unknown)} fields are unknown, {shown(unknown[0])} among them.",
+            field=unknown[0][:SHOWN_CHARS],
+        )
     warnings = []
-    for name in fields:
-        if name in known:
-            continue
+    for name in unknown:
         near = difflib.get_close_matches(name[:SHOWN_CHARS], known, n=1)
         offer = f"; did you mean `{near[0]}`?" if near else "."
         if name in Img2Img.model_fields:
@@ -351,8 +385,15 @@ def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield every scalar and every key in `value` with its path; refuse what is nested too deep."""
     pending = [(path, value, 0)]
+    seen = 0
     while pending:
         at, entry, depth = pending.pop()
+        seen += 1
+        if seen + len(pending) > MAX_VALUES:
+            raise InvalidInputError(
+                f"The request holds more than {MAX_VALUES} values.",
+                field=_utf8(at[:SHOWN_CHARS]) or "input",
+            )
         if depth > MAX_DEPTH:
             field = _utf8(at[:SHOWN_CHARS])
             raise InvalidInputError(f"`{field}` is nested too deep.", field=field)
@@ -417,13 +458,19 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 
 def _refuse_impossible(job: Job, limits: JobSettings) -> None:
-    width, height = job.final_size
+    pixels = job.largest_pixels
+    noise = job.seed_resize_from_w * job.seed_resize_from_h
     images = job.batch_size * job.n_iter
     refusals: list[tuple[bool, str, Callable[[], str]]] = [
         (
-            max(job.width * job.height, width * height) > limits.max_pixels,
+            pixels > limits.max_pixels,
             "width",
-            lambda: f"{width} x {height} pixels are more than {limits.max_pixels}.",
+            lambda: f"{pixels} pixels, hires fix included, are more than {limits.max_pixels}.",
+        ),
+        (
+            min(job.seed_resize_from_w, job.seed_resize_from_h) > 0 and noise > limits.max_pixels,
+            "seed_resize_from_w",
+            lambda: f"Noise for {noise} pixels is more than {limits.max_pixels}.",
         ),
         (
             images > limits.max_images,
@@ -455,11 +502,6 @@ def _refuse_impossible(job: Job, limits: JobSettings) -> None:
             "disable_extra_networks",
             lambda: "`disable_extra_networks` would switch off the `loras` of this request.",
         ),
-        (
-            job.infotext is not None and bool(job.loras) and "prompt" not in job.model_fields_set,
-            "prompt",
-            lambda: "`loras` beside `infotext` need an explicit `prompt` to be put into.",
-        ),
     ]
     for refused, field, message in refusals:
         if refused:
@@ -473,6 +515,7 @@ def _refuse_twice(loras: list[LoraRef]) -> None:
         key = lora.name or lora.url or ""
         if key in seen:
             raise InvalidInputError(
-                f"`loras[{index}]` names {shown(key)} a second time.", field=f"loras[{index}]"
+                f"`loras[{index}]` names {shown(lora.label)} a second time.",
+                field=f"loras[{index}]",
             )
         seen.add(key)

@@ -127,10 +127,10 @@ def as_fields(value: Any, kind: Kind) -> Any:
         key = "url" if value.startswith(("https://", "http://")) else "name"
         return {"kind": kind, key: value}
     if isinstance(value, dict):
-        fields = {**value, "kind": kind}
-        if kind is Kind.LORA and "weight" in fields:
-            fields.setdefault("scale", fields.pop("weight"))
-        return fields
+        fields = {name: entry for name, entry in value.items() if entry is not None}
+        if kind is Kind.LORA and "weight" in fields and "scale" not in fields:
+            fields["scale"] = fields.pop("weight")
+        return {**fields, "kind": kind}
     return value
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "A1111_"
 
@@ -13,6 +13,10 @@ ALIASES = {
     "HF_TOKEN": "A1111_CACHE_HF_TOKEN",
     "CIVITAI_TOKEN": "A1111_CACHE_CIVITAI_TOKEN",
 }
+
+
+# Links are made of these, and a link to a relative path leads nowhere.
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
 class SettingsError(Exception):
@@ -28,14 +32,14 @@ class Section(BaseModel):
 class CacheSettings(Section):
     """What model_cache needs to know."""
 
-    volume: Path = Field(
+    volume: AbsolutePath = Field(
         Path("/runpod-volume"), description="Mount point of the network volume; models are below."
     )
     require_volume: bool = Field(
         False,
         description="Stop at start when the volume is not mounted, instead of using the disk.",
     )
-    local_root: Path = Field(
+    local_root: AbsolutePath = Field(
         Path("/var/lib/a1111-worker"),
         description="Used in place of the volume when none is mounted.",
     )
@@ -66,7 +70,7 @@ class WebuiSettings(Section):
     """What worker needs to know about the child process."""
 
     port: int = Field(3000, ge=1, le=65535, description="Loopback port of A1111.")
-    links: Path = Field(
+    links: AbsolutePath = Field(
         Path("/tmp/a1111-models"),  # noqa: S108 - the container's own disk, one worker per container
         description="Local folder of links, the only model folder that A1111 is shown.",
     )

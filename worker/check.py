@@ -12,8 +12,6 @@ from typing import Any
 from schemas.errors import BackendFailedError, WrongModelUsedError
 from worker.prompt import LORA_TYPES, tags
 
-NO_VAE_CHECK = frozenset({"Automatic", "None"})
-
 
 def info_of(answer: Any) -> dict[str, Any]:
     """Return `info` of an answer as a mapping; A1111 sends it as JSON in a string.
@@ -41,9 +39,10 @@ def require_checkpoint(info: Mapping[str, Any], name: str, sha256: str | None) -
 
 
 def require_vae(info: Mapping[str, Any], vae: str) -> None:
-    """Raise WrongModelUsedError unless the VAE file `vae` was used."""
-    if vae not in NO_VAE_CHECK and info.get("sd_vae_name") != vae:
-        raise _wrong("VAE", vae, info.get("sd_vae_name"))
+    """Raise WrongModelUsedError unless the VAE file `vae`, or none for "None", was used."""
+    used = info.get("sd_vae_name")
+    if (used or "None") != vae:
+        raise _wrong("VAE", vae, used)
 
 
 def require_refiner(info: Mapping[str, Any], name: str) -> None:

@@ -17,6 +17,16 @@ from schemas.job import Generation, Img2Img
 # Sizes are judged by `max_pixels` before any pixel is decoded, so Pillow's own warning is not needed.
 Image.MAX_IMAGE_PIXELS = None
 
+# What Pillow's readers raise for damaged files, each seen while reading mutated pictures.
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    Image.DecompressionBombError,
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
@@ -64,7 +74,7 @@ def _require_picture(data: bytes, field: str, max_pixels: int) -> None:
             width, height = picture.size
             if width * height <= max_pixels:
                 picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise InvalidInputError(
             f"`{field}` is not an image that can be read.",
             hint="Send a PNG, JPEG or WebP as base64.",

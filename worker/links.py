@@ -35,6 +35,9 @@ class LinkFolder:
         self.root = root
         self._lock = Lock()
         self._names: dict[Kind, dict[Path, str]] = {kind: {} for kind in Kind}
+        self._states: dict[Path, tuple[int, int]] = {}
+        # Names are never used twice: A1111 does not load again what it has loaded under a name.
+        self._used: dict[Kind, set[str]] = {kind: set() for kind in Kind}
         for kind in Kind:
             folder = root / FOLDERS[kind]
             folder.mkdir(parents=True, exist_ok=True)
@@ -43,15 +46,23 @@ class LinkFolder:
                     stale.unlink()
 
     def show(self, model: CachedModel) -> tuple[str, bool]:
-        """Link `model`; return its name for A1111, without suffix, and whether the link is new."""
+        """Link `model`; return its name for A1111, without suffix, and whether the link is new.
+
+        A file that was replaced at its path gets another name: A1111 neither loads a checkpoint
+        again that keeps its name nor applies a LoRA again that was in the last job.
+        """
+        state = (model.size_bytes, model.mtime_ns)
         with self._lock:
             names = self._names[model.kind]
             known = names.get(model.path)
-            if known is not None:
+            if known is not None and self._states[model.path] == state:
                 return known, False
+            if known is not None:
+                self._path(model.kind, known).unlink(missing_ok=True)
             name = self._free_name(model)
             self._link(model.path, self._path(model.kind, name))
             names[model.path] = name
+            self._states[model.path] = state
             return name, True
 
     def show_only(self, kind: Kind, models: Iterable[CachedModel]) -> bool:
@@ -70,12 +81,18 @@ class LinkFolder:
             return next((path for path, link in self._names[kind].items() if link == name), None)
 
     def _free_name(self, model: CachedModel) -> str:
-        taken = set(self._names[model.kind].values())
-        name = plain = carriable(model.name.replace("/", "_"))
+        used = self._used[model.kind]
+        # A1111 would take `x.safetensors.safetensors` for `x.safetensors`.
+        name = plain = carriable(model.name.replace("/", "_").replace(SUFFIX, "_safetensors"))
+        if model.kind is Kind.CHECKPOINT and plain.endswith(".vae"):
+            # A1111 takes `x.vae.safetensors` for no checkpoint. Source: modules/sd_models.py,
+            # list_models (ext_blacklist).
+            name = plain = plain.removesuffix(".vae") + "_vae"
         number = 2
-        while name in taken:
+        while name in used:
             name = f"{plain}-{number}"
             number += 1
+        used.add(name)
         return name
 
     def _path(self, kind: Kind, name: str) -> Path:

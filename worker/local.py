@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ def save(result: dict[str, Any], folder: Path, name: str) -> list[Path]:
 
     The JSON is the whole result as a caller would get it, base64 included.
     """
+    name = re.sub(r"[^\w-]", "_", name)  # a job's id is the caller's, and no path
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     for index, image in enumerate(result.get("images") or ()):

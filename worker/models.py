@@ -19,7 +19,7 @@ from schemas.errors import (
     ModelNotFoundError,
 )
 from schemas.job import Generation, Txt2Img
-from schemas.model_ref import Kind, ModelRef, parse_ref
+from schemas.model_ref import SUFFIX, Kind, ModelRef, parse_ref
 from worker import overrides
 from worker.progress import Report
 
@@ -57,7 +57,7 @@ def roles(job: Generation, default: ModelRef | None) -> list[Role]:
         field = f"override_settings.{overrides.CHECKPOINT}"
         found.append(Role(field, parse_ref(override, Kind.CHECKPOINT, field)))
     vae = named.get(overrides.VAE)
-    if vae is not None and vae not in BUILT_IN_VAES:
+    if vae is not None and not (isinstance(vae, str) and vae in BUILT_IN_VAES):
         field = f"override_settings.{overrides.VAE}"
         found.append(Role(field, parse_ref(vae, Kind.VAE, field)))
     if isinstance(job.vae, ModelRef):
@@ -147,8 +147,17 @@ class _Downloads:
         )
 
 
-def require_agreement(found: Mapping[str, Ensured]) -> None:
-    """Raise InvalidInputError if a field and its twin in `override_settings` mean two files."""
+def require_agreement(job: Generation, found: Mapping[str, Ensured]) -> None:
+    """Raise InvalidInputError if a field and its twin in `override_settings` mean two things."""
+    twin = job.override_settings.get(overrides.VAE)
+    if twin is not None and job.vae is not None and twin != job.vae:
+        one_is_no_file = isinstance(job.vae, str) or twin in BUILT_IN_VAES
+        if one_is_no_file:
+            raise InvalidInputError(
+                f"`vae` and `override_settings.{overrides.VAE}` contradict each other.",
+                hint="Name the VAE once.",
+                field=f"override_settings.{overrides.VAE}",
+            )
     for field, option in (("checkpoint", overrides.CHECKPOINT), ("vae", overrides.VAE)):
         twin = f"override_settings.{option}"
         if field in found and twin in found and found[field].model.path != found[twin].model.path:
@@ -171,7 +180,7 @@ def default_checkpoint(cache: ModelCache, configured: str) -> ModelRef:
         return parse_ref(configured, Kind.CHECKPOINT, "A1111_WEBUI_CHECKPOINT")
     names = [model.name for model in cache.models(Kind.CHECKPOINT)]
     if len(names) == 1:
-        return ModelRef(kind=Kind.CHECKPOINT, name=names[0])
+        return parse_ref({"name": names[0] + SUFFIX}, Kind.CHECKPOINT, "checkpoint")
     if not names:
         raise ModelNotFoundError(
             "There is no checkpoint on the volume, and the request names none.",
@@ -182,6 +191,19 @@ def default_checkpoint(cache: ModelCache, configured: str) -> ModelRef:
         hint=f"Name one of: {', '.join(names[:20])}; or set A1111_WEBUI_CHECKPOINT.",
         field="checkpoint",
     )
+
+
+def automatic_vae(cache: ModelCache, checkpoint: CachedModel) -> ModelRef | None:
+    """Return the VAE that goes with `checkpoint` by its name, None if it brings its own.
+
+    A1111's "Automatic" would take any VAE whose name begins as the checkpoint's, among those that
+    other jobs happened to fetch. Source: A1111 1.10.1, modules/sd_vae.py, find_vae_near_checkpoint.
+    """
+    names = {checkpoint.name, f"{checkpoint.name}.vae"}
+    for model in cache.models(Kind.VAE):
+        if model.name in names:
+            return parse_ref({"name": model.name + SUFFIX}, Kind.VAE, "vae")
+    return None
 
 
 def family(base: str) -> str | None:

@@ -6,7 +6,7 @@ Source: recorded from A1111 1.10.1: seq_override_restore_leak, override_vae_then
 So every request carries, besides its own, the original value of each option that an earlier one set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from schemas.errors import InvalidInputError
@@ -14,6 +14,26 @@ from schemas.job import shown
 
 CHECKPOINT = "sd_model_checkpoint"
 VAE = "sd_vae"
+
+# Sent with every request. A1111 keeps the last encoded prompt, under a key that knows nothing of
+# embedding files and of some options: the next job with that prompt would get the last one's.
+# Source: A1111 1.10.1, modules/processing.py, get_conds_with_caching, cached_params.
+ALWAYS = {"persistent_cond_cache": False}
+
+# Options with few values, any other of which A1111 would take and treat as one of them.
+# Source: A1111 1.10.1, modules/shared_options.py.
+CHOICES: dict[str, Sequence[object]] = {
+    "CLIP_stop_at_last_layers": range(1, 13),
+    "ddim_discretize": ("uniform", "quad"),
+    "emphasis": ("None", "Ignore", "Original", "No norm"),
+    "hires_fix_refiner_pass": ("first pass", "second pass", "both passes"),
+    "randn_source": ("GPU", "CPU", "NV"),
+    "sd_noise_schedule": ("Default", "Zero Terminal SNR"),
+    "sd_vae_decode_method": ("Full", "TAESD"),
+    "sd_vae_encode_method": ("Full", "TAESD"),
+    "uni_pc_skip_type": ("time_uniform", "time_quadratic", "logSNR"),
+    "uni_pc_variant": ("bh1", "bh2", "vary_coeff"),
+}
 
 # What changes the picture and nothing else: no path, no URL, nothing that saves or keeps a model.
 ALLOWED = frozenset(
@@ -118,6 +138,12 @@ def checked(asked: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, 
                 f"The option `{key}` takes {_type_name(original[key])}, not {shown(value)}.",
                 field=field,
             )
+        if key in CHOICES and value not in CHOICES[key]:
+            choices = CHOICES[key]
+            listed = f"{choices[0]} to {choices[-1]}" if isinstance(choices, range) else choices
+            raise InvalidInputError(
+                f"The option `{key}` takes {listed}, not {shown(value)}.", field=field
+            )
         taken[key] = value
     return taken
 
@@ -135,9 +161,3 @@ def _same_type(value: object, example: object) -> bool:
 def _type_name(example: object) -> str:
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return names.get(type(example), "a string or null")
-
-
-def changed(now: Mapping[str, Any], original: Mapping[str, Any]) -> set[str]:
-    """Return the options whose value differs from the original; checkpoint and VAE aside."""
-    ignored = {CHECKPOINT, VAE, "sd_checkpoint_hash"}
-    return {key for key in original if key not in ignored and now.get(key) != original[key]}

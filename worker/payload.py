@@ -14,8 +14,8 @@ class Chosen:
     """The models of a job under the names that A1111 lists them by, without suffix."""
 
     checkpoint: str
-    vae: str = "Automatic"
-    """A file's name with suffix, "Automatic" or "None"."""
+    vae: str = "None"
+    """A file's name with suffix, or "None": the checkpoint's own."""
     refiner: str | None = None
     hires: str | None = None
 

@@ -4,6 +4,7 @@ Source: A1111 1.10.1, modules/extra_networks.py (`re_extra_net`, ExtraNetworkPar
 extensions-builtin/Lora/extra_networks_lora.py (`activate`).
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,10 +62,10 @@ def split_name(tag: Tag, known: Callable[[str], bool]) -> tuple[str, tuple[str, 
     """
     for end in range(len(tag.items), 0, -1):
         name = ":".join(tag.items[:end])
-        if known(name) and all(_is_weight(item) for item in tag.items[end:]):
+        if known(name) and _are_weights(tag.items[end:]):
             return name, tag.items[end:]
     weights = tag.items[1:]
-    wrong = next((item for item in weights if not _is_weight(item)), None)
+    wrong = next((w for at, w in enumerate(weights) if not _is_weight(w, at)), None)
     if wrong is not None:
         raise InvalidInputError(
             f"The weight {shown(wrong)} in the tag {shown(tag.text)} is not a number.",
@@ -74,15 +75,22 @@ def split_name(tag: Tag, known: Callable[[str], bool]) -> tuple[str, tuple[str, 
     return tag.items[0], weights
 
 
-def _is_weight(item: str) -> bool:
+def _are_weights(items: tuple[str, ...]) -> bool:
+    return all(_is_weight(item, position) for position, item in enumerate(items))
+
+
+def _is_weight(item: str, position: int) -> bool:
+    """Return whether A1111 takes `item`: te, unet, dyn in this order, or by these names."""
     key, equals, value = item.partition("=")
     if equals and key not in {"te", "unet", "dyn"}:
         return False
+    text = value if equals else item
     try:
-        float(value if equals else item)
+        if key == "dyn" or (not equals and position == 2):
+            return int(text) > 0
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def renamed(prompt: str, tag: Tag, name: str, weights: tuple[str, ...]) -> str:

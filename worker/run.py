@@ -10,8 +10,13 @@ from typing import Any
 
 from model_cache.cache import ModelCache
 from model_cache.models import CachedModel, Ensured
-from schemas.errors import BackendError, JobCancelledError
-from schemas.job import Generation, parse
+from schemas.errors import (
+    InvalidInputError,
+    JobCancelledError,
+    ModelNotFoundError,
+    WorkerError,
+)
+from schemas.job import Generation, Txt2Img, parse
 from schemas.model_ref import SUFFIX, Kind, ModelRef
 from schemas.result import ModelUsed, Result, Timings
 from schemas.settings import Settings
@@ -30,6 +35,7 @@ REFRESH = {Kind.CHECKPOINT: "refresh-checkpoints", Kind.VAE: "refresh-vae"}
 REFRESH_TIMEOUT_S = 60.0
 WAIT_S = 0.2
 FETCHERS = 4
+AUTOMATIC = "Automatic"
 
 
 @dataclass(frozen=True)
@@ -113,11 +119,10 @@ class Runner:
         checkpoint = _checkpoint(found)
         for name, lora in tags.loras.items():
             models.require_fit(checkpoint, self._cache.inspected(lora), f"<lora:{name}>")
-        for field, ensured in found.items():
-            if ensured.model.kind is Kind.EMBEDDING:
-                models.require_fit(checkpoint, ensured.model, field)
-                if names[field].lower() not in f"{job.prompt} {job.negative_prompt}".lower():
-                    warnings.append(f"The prompt does not mention the embedding `{names[field]}`.")
+        for index, ref in enumerate(job.embeddings):
+            field = f"embeddings[{index}]"
+            models.require_fit(checkpoint, found[field].model, field)
+            warnings += _mentions(job, ref, names[field], field)
         for ensured in found.values():
             warnings += ensured.warnings
         if not job.override_settings_restore_afterwards:
@@ -127,7 +132,7 @@ class Runner:
             )
         return _Prepared(
             job=job,
-            chosen=_chosen(job, found, names),
+            chosen=_chosen(names),
             changes=changes | tags.fields,
             found=found,
             names=names,
@@ -145,8 +150,17 @@ class Runner:
             cancelled=cancelled,
             report=report,
         )
-        models.require_agreement(found)
+        models.require_agreement(job, found)
+        self._add_automatic_vae(job, found)
         return found
+
+    def _add_automatic_vae(self, job: Generation, found: dict[str, Ensured]) -> None:
+        asked = job.vae or job.override_settings.get(overrides.VAE) or AUTOMATIC
+        if asked != AUTOMATIC:
+            return
+        ref = models.automatic_vae(self._cache, _checkpoint(found))
+        if ref is not None:
+            found["vae"] = self._cache.ensure(ref, cancelled=Event())
 
     def _default(self) -> ModelRef:
         return models.default_checkpoint(self._cache, self._settings.webui.checkpoint)
@@ -167,32 +181,45 @@ class Runner:
         return self._original
 
     def _generate(self, prepared: _Prepared, cancelled: Event, report: Report) -> Any:
-        for kind in list(self._stale):
-            self._client.post(REFRESH[kind], timeout_s=REFRESH_TIMEOUT_S)
-            self._stale.discard(kind)
+        self._require_files(prepared)
+        self._refresh()
         original = self._originals()
         asked = overrides.checked(prepared.job.override_settings, original)
-        options = {key: original[key] for key in sorted(self._touched)} | asked
+        options = {key: value for key, value in overrides.ALWAYS.items() if key in original}
+        options |= {key: original[key] for key in sorted(self._touched)} | asked
         body = payload.body(prepared.job, prepared.chosen, prepared.changes, options)
         self._touched |= asked.keys()
-        try:
-            return self._watcher.post(
-                payload.route(prepared.job),
-                body,
-                timeout_s=self._settings.webui.job_timeout_s,
-                cancelled=cancelled,
-                report=report,
-            )
-        finally:
-            if prepared.job.infotext is not None:
-                self._note_options_of_infotext()
+        return self._watcher.post(
+            payload.route(prepared.job),
+            body,
+            timeout_s=self._settings.webui.job_timeout_s,
+            cancelled=cancelled,
+            report=report,
+        )
 
-    def _note_options_of_infotext(self) -> None:
-        """Find the options that an infotext set: it may name any, as "Clip skip: 2" does."""
-        try:
-            self._touched |= overrides.changed(self._client.get("options"), self._originals())
-        except BackendError as error:
-            log.warning(f"A1111's options could not be read after a job: {error}")
+    def _require_files(self, prepared: _Prepared) -> None:
+        """Look at the job's files once more: one may have gone while the job waited for its turn.
+
+        A1111 fails at a listed checkpoint that is gone, and draws wrong pictures with the one that
+        it had loaded from then on (recorded: ckpt_deleted_file, after_ckpt_deleted).
+        """
+        for ensured in prepared.found.values():
+            if not ensured.model.path.is_file():
+                raise ModelNotFoundError(
+                    f"The {ensured.model.kind} `{ensured.model.name}` was deleted while the job"
+                    " waited.",
+                    hint="Send the job again.",
+                )
+
+    def _refresh(self) -> None:
+        """Tell A1111 of new links; of those that come meanwhile, too."""
+        while self._stale:
+            kind = self._stale.pop()
+            try:
+                self._client.post(REFRESH[kind], timeout_s=REFRESH_TIMEOUT_S)
+            except WorkerError:
+                self._stale.add(kind)
+                raise
 
     def _checked(self, answer: Any, prepared: _Prepared) -> dict[str, Any]:
         info = check.info_of(answer)
@@ -265,21 +292,38 @@ def _checkpoint(found: Mapping[str, Ensured]) -> CachedModel:
     return ensured.model
 
 
-def _chosen(
-    job: Generation, found: Mapping[str, Ensured], names: Mapping[str, str]
-) -> payload.Chosen:
+def _chosen(names: Mapping[str, str]) -> payload.Chosen:
     vae_option = f"override_settings.{overrides.VAE}"
-    if "vae" in found or vae_option in found:
-        vae = names.get("vae", names.get(vae_option, "")) + SUFFIX
-    else:
-        vae = str(job.vae or job.override_settings.get(overrides.VAE) or "Automatic")
+    vae = names.get("vae") or names.get(vae_option)
     checkpoint = names.get("checkpoint") or names[f"override_settings.{overrides.CHECKPOINT}"]
     return payload.Chosen(
         checkpoint=checkpoint,
-        vae=vae,
+        vae=vae + SUFFIX if vae else "None",
         refiner=names.get("refiner_checkpoint"),
         hires=names.get("hr_checkpoint_name"),
     )
+
+
+def _mentions(job: Generation, ref: ModelRef, name: str, field: str) -> list[str]:
+    """Return a warning if no prompt has the embedding's name, which is how A1111 applies it.
+
+    Raises:
+        InvalidInputError: a prompt has the name that was asked for, and the file got another one,
+            so that A1111 would apply another file or none.
+    """
+    hires = (job.hr_prompt, job.hr_negative_prompt) if isinstance(job, Txt2Img) else ()
+    words = " ".join((job.prompt, job.negative_prompt, *hires)).lower()
+    if (
+        ref.name is not None
+        and ref.name != name
+        and ref.name.lower() in words.replace(name.lower(), "")
+    ):
+        raise InvalidInputError(
+            f"`{field}` is called `{name}` here, and the prompt says `{ref.name}`.",
+            hint=f"Write `{name}` in the prompt, or give the embedding a name that is free.",
+            field=field,
+        )
+    return [] if name.lower() in words else [f"The prompt does not mention the embedding `{name}`."]
 
 
 def _stop_if(cancelled: Event) -> None:

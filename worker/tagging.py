@@ -66,7 +66,7 @@ def tagged(
         return own[name] if name in own else ensure(name)
 
     prompts = {"prompt": job.prompt}
-    if isinstance(job, Txt2Img) and job.hr_prompt:
+    if isinstance(job, Txt2Img) and job.enable_hr and job.hr_prompt:
         prompts["hr_prompt"] = job.hr_prompt
     for at, text in prompts.items():
         if job.disable_extra_networks:
@@ -125,7 +125,7 @@ def lora_by_name(cache: ModelCache, ensure: Callable[[str], CachedModel], name: 
         ModelNotFoundError: no LoRA has that name; near matches in the hint.
         InvalidInputError: several have it as their alias; A1111 would apply none of them.
     """
-    parse_ref(name, Kind.LORA, "prompt")
+    parse_ref({"name": name}, Kind.LORA, "prompt")  # it goes where file names go
     try:
         return ensure(name)
     except ModelNotFoundError:

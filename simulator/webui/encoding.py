@@ -77,7 +77,8 @@ class TextEncoder:
         )
         for cache, batch in batches:
             key = (batch, steps, tags, self._model.checkpoint, job.width, job.height, settings)
-            if cache.key != key:
+            # Without the option A1111 forgets after each job; within one, the same text is the same.
+            if cache.key != key or not self._parts.options["persistent_cond_cache"]:
                 cache.conditions = [self._condition(text, hashes) for text in batch]
                 cache.key = key
         if hashes and self._parts.options["textual_inversion_add_hashes_to_infotext"]:

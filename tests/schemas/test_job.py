@@ -128,7 +128,41 @@ def test_coercions_are_those_of_a1111(field: str, given: object, taken: object) 
             "disable_extra_networks",
             id="LoRAs off",
         ),
-        pytest.param({"loras": ["a"], "infotext": "x\nSteps: 2"}, "prompt", id="LoRA and infotext"),
+        pytest.param(
+            {"infotext": "x\nSteps: 300, Sampler: Euler, Seed: 1"},
+            "steps",
+            id="limit in an infotext",
+        ),
+        pytest.param({"width": 1e308}, "width", id="width beyond all measure"),
+        pytest.param({"enable_hr": True, "hr_scale": 1e308}, "hr_scale", id="endless scale"),
+        pytest.param(
+            {"firstphase_width": 2304, "firstphase_height": 2304},
+            "width",
+            id="first phase too large",
+        ),
+        pytest.param({"firstphase_width": -8}, "firstphase_width", id="negative first phase"),
+        pytest.param(
+            {"seed_resize_from_w": 8000, "seed_resize_from_h": 8000},
+            "seed_resize_from_w",
+            id="noise too large",
+        ),
+        pytest.param(
+            {
+                "width": 512,
+                "height": 8,
+                "enable_hr": True,
+                "denoising_strength": 0.5,
+                "hr_resize_x": 8,
+                "hr_resize_y": 2048,
+            },
+            "width",
+            id="crop of something huge",
+        ),
+        pytest.param(
+            {"loras": [{"name": "a", "scale": 1, "weight": 2}]}, "loras[0].weight", id="two scales"
+        ),
+        pytest.param({"script_args": [0] * 200_000}, "script_args[199999]", id="endless list"),
+        pytest.param({f"f{i}": 1 for i in range(1000)}, "f0", id="endless unknown fields"),
         pytest.param({"api": {"endpoint": "server-kill"}}, "api.endpoint", id="unknown endpoint"),
         pytest.param({"api": 1}, "api.endpoint", id="api that is a number"),
         pytest.param({"api": {"endpoint": "txt2img"}}, "payload", id="no payload"),
@@ -213,6 +247,71 @@ def test_models_are_references_and_not_sent_to_a1111() -> None:
         (None, "https://h/b.safetensors", 1.0),
     ]
     assert "s3cr3t" not in repr(job.tokens)
+
+
+def test_null_inside_a_reference_means_not_given() -> None:
+    job = parse({"api": None, "loras": [{"name": "a", "scale": None, "url": None}]}, LIMITS).job
+
+    assert (job.loras[0].scale, job.loras[0].url) == (1.0, None)
+
+
+def test_an_empty_list_for_an_object_is_an_empty_object() -> None:
+    job = parse({"override_settings": [], "alwayson_scripts": []}, LIMITS).job
+
+    assert job.webui_fields() == {"override_settings": {}, "alwayson_scripts": {}}
+
+
+def test_the_token_of_a_url_is_not_in_an_error() -> None:
+    url = "https://host/x.safetensors?token=s3cr3t"
+    with pytest.raises(InvalidInputError) as caught:
+        parse({"loras": [url, url]}, LIMITS)
+
+    assert "s3cr3t" not in json.dumps(caught.value.as_response())
+
+
+INFOTEXT = """a dog, <lora:x:1>
+on a hill
+Negative prompt: cat
+Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 99, Size: 72x64, \
+Model hash: 0123456789, Model: other, VAE: v.safetensors, Denoising strength: 0.5, Clip skip: 2, \
+Hires upscale: 2, Hires upscaler: Latent, Lora hashes: "x: 0123, y: 4567", FreeU: 1, Version: v1.10.1"""
+
+
+def test_an_infotext_is_taken_apart_into_fields() -> None:
+    request = parse({"infotext": INFOTEXT.replace("\\\n", ""), "seed": 7}, LIMITS)
+
+    assert request.job.webui_fields() == {
+        "prompt": "a dog, <lora:x:1>\non a hill",
+        "negative_prompt": "cat",
+        "steps": 3,
+        "sampler_name": "DPM++ 2M",
+        "scheduler": "Karras",
+        "cfg_scale": 5.0,
+        "seed": 7,
+        "width": 72,
+        "height": 64,
+        "denoising_strength": 0.5,
+        "enable_hr": True,
+        "hr_scale": 2.0,
+        "hr_upscaler": "Latent",
+        "override_settings": {"CLIP_stop_at_last_layers": 2},
+    }
+    assert request.job.checkpoint is None
+    assert request.job.vae is not None
+    assert request.warnings == ("What the infotext says of 'FreeU' was left aside.",)
+
+
+def test_an_infotext_without_parameters_is_a_prompt() -> None:
+    assert parse({"infotext": "a dog\non a hill"}, LIMITS).job.prompt == "a dog\non a hill"
+
+
+def test_for_img2img_an_infotext_brings_no_prompt_and_no_size() -> None:
+    # Source: A1111 1.10.1, modules/ui.py: the fields of the img2img tab name no API field.
+    request = parse({"infotext": INFOTEXT.replace("\\\n", ""), "init_images": ["x"]}, LIMITS)
+
+    fields = request.job.webui_fields()
+    assert fields["steps"] == 3
+    assert not {"prompt", "width", "cfg_scale"} & fields.keys()
 
 
 def test_the_built_in_vaes_are_names_not_files() -> None:

@@ -31,9 +31,11 @@ def test_the_checkpoint_is_compared_by_name_and_digest() -> None:
         check.require_checkpoint(info, "a", "f" * 64)
 
 
-def test_the_vae_is_compared_unless_a1111_may_choose() -> None:
+def test_the_vae_is_compared() -> None:
     check.require_vae({"sd_vae_name": "v.safetensors"}, "v.safetensors")
-    check.require_vae({"sd_vae_name": None}, "Automatic")
+    check.require_vae({"sd_vae_name": None}, "None")
+    with pytest.raises(WrongModelUsedError):
+        check.require_vae({"sd_vae_name": "v.safetensors"}, "None")
     with pytest.raises(WrongModelUsedError):
         check.require_vae({"sd_vae_name": None}, "v.safetensors")
 

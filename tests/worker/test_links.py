@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 from model_cache.models import CachedModel
@@ -64,6 +65,33 @@ def test_links_of_an_earlier_start_are_removed_and_files_are_not(tmp_path: Path)
     LinkFolder(tmp_path / "links")
 
     assert list((tmp_path / "links" / "Lora").iterdir()) == [own]
+
+
+def test_a_replaced_file_gets_a_name_that_a1111_has_not_seen(tmp_path: Path) -> None:
+    links = LinkFolder(tmp_path / "links")
+    old = model(tmp_path, "m")
+    assert links.show(old) == ("m", True)
+
+    new = replace(old, size_bytes=old.size_bytes + 1, mtime_ns=5)
+
+    assert links.show(new) == ("m-2", True)
+    assert links.show(new) == ("m-2", False)
+    assert [path.name for path in (tmp_path / "links" / "Lora").iterdir()] == ["m-2.safetensors"]
+
+
+def test_a_checkpoint_that_a1111_would_take_for_a_vae_gets_another_name(tmp_path: Path) -> None:
+    links = LinkFolder(tmp_path / "links")
+
+    assert links.show(model(tmp_path, "foo.vae", Kind.CHECKPOINT))[0] == "foo_vae"
+    assert links.show(model(tmp_path, "foo.vae", Kind.VAE))[0] == "foo.vae"
+
+
+def test_a_name_with_the_suffix_in_it_is_not_taken_for_another(tmp_path: Path) -> None:
+    links = LinkFolder(tmp_path / "links")
+
+    names = [links.show(model(tmp_path, name))[0] for name in ("x", "x.safetensors")]
+
+    assert names == ["x", "x_safetensors"]
 
 
 def test_every_kind_has_its_folder(tmp_path: Path) -> None:

@@ -14,3 +14,9 @@ def test_pictures_and_json_become_files(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["job-0.png", "job-1.webp", "job.json"]
     assert files[0].read_bytes() == png
     assert json.loads(files[2].read_text()) == result
+
+
+def test_the_id_of_a_job_cannot_leave_the_folder(tmp_path: Path) -> None:
+    [file] = save({}, tmp_path / "output", "../../x")
+
+    assert file == tmp_path / "output" / "______x.json"

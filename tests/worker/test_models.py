@@ -85,6 +85,18 @@ def test_no_checkpoint_named_means_the_only_one(volume: Path) -> None:
     assert models.default_checkpoint(cache(volume), "").name == "only"
 
 
+def test_the_only_one_may_have_the_suffix_in_its_name(
+    volume: Path, threads: ThreadPoolExecutor
+) -> None:
+    files.write_checkpoint(volume / "checkpoints" / "x.safetensors.safetensors", seed="1")
+    store = cache(volume)
+    role = models.Role("checkpoint", models.default_checkpoint(store, ""))
+
+    found = models.ensure_all(store, [role], threads, tokens={}, cancelled=Event(), report=print)
+
+    assert found["checkpoint"].model.name == "x.safetensors"
+
+
 def test_several_checkpoints_and_none_named_is_refused_with_their_names(volume: Path) -> None:
     for name in ("one", "two"):
         files.write_checkpoint(volume / "checkpoints" / f"{name}.safetensors", seed=name)
@@ -197,6 +209,49 @@ def test_a_cancel_stops_a_download(
     assert list(volume.rglob("*.part")) == []
 
 
+@pytest.mark.parametrize(
+    ("vae", "override", "agree"),
+    [
+        ("None", "None", True),
+        ("None", None, True),
+        ("None", "v.safetensors", False),
+        ("v", "None", False),
+        ("v", "Automatic", False),
+    ],
+)
+def test_a_vae_and_none_contradict_each_other(
+    vae: str, override: str | None, *, agree: bool
+) -> None:
+    job = parse({"vae": vae, "override_settings": {"sd_vae": override}}, JobSettings()).job
+
+    if agree:
+        models.require_agreement(job, {})
+    else:
+        with pytest.raises(InvalidInputError, match="contradict"):
+            models.require_agreement(job, {})
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [], 5])
+def test_a_vae_that_is_no_name_is_refused(value: object) -> None:
+    job = parse({"override_settings": {"sd_vae": value}}, JobSettings()).job
+
+    with pytest.raises(InvalidInputError):
+        models.roles(job, None)
+
+
+def test_the_automatic_vae_is_the_one_called_as_the_checkpoint(volume: Path) -> None:
+    for name in ("a", "a_better_vae", "b.vae"):
+        files.write_vae(volume / "vae" / f"{name}.safetensors", seed=name)
+    store = cache(volume)
+
+    def vae_for(name: str) -> str | None:
+        checkpoint = CachedModel(Kind.CHECKPOINT, name, Path(name), None, 1, 1)
+        ref = models.automatic_vae(store, checkpoint)
+        return ref.name if ref else None
+
+    assert [vae_for(name) for name in ("a", "b", "a_bet", "c")] == ["a", "b.vae", None, None]
+
+
 def test_a_model_named_twice_must_be_one_file(volume: Path, threads: ThreadPoolExecutor) -> None:
     for name in ("one", "two"):
         files.write_checkpoint(volume / "checkpoints" / f"{name}.safetensors", seed=name)
@@ -210,7 +265,7 @@ def test_a_model_named_twice_must_be_one_file(volume: Path, threads: ThreadPoolE
         found = models.ensure_all(
             store, models.roles(job, None), threads, tokens={}, cancelled=Event(), report=print
         )
-        models.require_agreement(found)
+        models.require_agreement(job, found)
 
     agree("one.safetensors")
     with pytest.raises(InvalidInputError, match="`two`"):

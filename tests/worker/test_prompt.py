@@ -57,7 +57,19 @@ def test_a_tag_splits_into_name_and_weights(
     assert split_name(tags(text)[0], lambda candidate: candidate == known) == (name, weights)
 
 
-@pytest.mark.parametrize("text", ["<lora:a:abc>", "<lora:a:0,8>", "<lora:a:x=1>", "<lora:a:1:>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<lora:a:abc>",
+        "<lora:a:0,8>",
+        "<lora:a:x=1>",
+        "<lora:a:1:>",
+        "<lora:a:nan>",
+        "<lora:a:-inf>",
+        "<lora:a:1:1:0.5>",
+        "<lora:a:dyn=0.5>",
+    ],
+)
 def test_a_weight_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match="not a number"):
         split_name(tags(text)[0], lambda name: name == "a")

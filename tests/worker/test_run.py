@@ -3,10 +3,11 @@
 import base64
 import io
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Thread, Timer
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from schemas.errors import (
     JobCancelledError,
     ModelCorruptError,
     ModelIncompatibleError,
+    ModelNotFoundError,
     OutputTooLargeError,
     WrongModelUsedError,
 )
@@ -33,6 +35,7 @@ from worker.run import Runner
 
 pytestmark = pytest.mark.slow
 
+LIST_IS_OLD_S = 0.25  # a younger list of what is on the volume is not made anew for a miss
 SMALL = {"steps": 2, "width": 64, "height": 64, "seed": 1}
 
 
@@ -126,14 +129,20 @@ def test_no_option_of_a_job_reaches_the_next(world: World) -> None:
     assert again["images"] == plain["images"]
 
 
-def test_no_option_of_an_infotext_reaches_the_next(world: World) -> None:
+def test_an_infotext_passes_by_no_check(world: World) -> None:
+    infotext = "a dog\nSteps: 2, Sampler: DDIM, Seed: 3, Size: 64x64, Clip skip: 2"
     plain = world.run()
-    world.run(infotext="a dog\nSteps: 2, Sampler: DDIM, Seed: 3, Size: 64x64, Clip skip: 2")
+    taken = world.runner.run(
+        {"id": "j", "input": {"checkpoint": "a", "infotext": infotext}}, Event(), ignore
+    )
 
-    again = world.run()
-
-    assert json.loads(again["info"])["clip_skip"] == 1
-    assert again["images"] == plain["images"]
+    info = json.loads(taken["info"])
+    assert (info["prompt"], info["sampler_name"], info["clip_skip"]) == ("a dog", "DDIM", 2)
+    assert world.run()["images"] == plain["images"]
+    with pytest.raises(InvalidInputError, match="sampler_name"):
+        world.runner.run(
+            {"id": "j", "input": {"infotext": infotext.replace("DDIM", "Nope")}}, Event(), ignore
+        )
 
 
 def test_no_vae_of_a_job_reaches_the_next(world: World) -> None:
@@ -211,6 +220,83 @@ def test_a_picture_made_by_another_model_is_withheld(tmp_path: Path) -> None:
 
         with pytest.raises(WrongModelUsedError, match="`other`"):
             world.run()
+
+
+def test_an_embedding_works_when_the_last_job_had_the_prompt_without_it(world: World) -> None:
+    without = world.run(prompt="newti")
+    files.write_embedding(world.models / "embeddings" / "newti.safetensors", seed="newti")
+    time.sleep(LIST_IS_OLD_S)
+
+    with_it = world.run(prompt="newti", embeddings=["newti"])
+
+    assert with_it["images"] != without["images"]
+
+
+def test_an_embedding_that_had_to_be_called_otherwise_is_not_taken_for_the_other(
+    world: World,
+) -> None:
+    files.write_embedding(world.models / "embeddings" / "ea:sy.safetensors", seed="ea")
+    time.sleep(LIST_IS_OLD_S)
+
+    with pytest.raises(InvalidInputError, match="`ea_sy`"):
+        world.run(prompt="ea:sy", embeddings=["ea:sy"])
+    assert world.run(prompt="ea_sy", embeddings=["ea:sy"])["warnings"] == []
+
+
+def test_what_other_jobs_fetched_does_not_change_the_vae(world: World) -> None:
+    plain = world.run()
+    files.write_vae(world.models / "vae" / "a_other.safetensors", seed="other")
+    time.sleep(LIST_IS_OLD_S)
+    world.run(vae="a_other")
+
+    assert world.run()["images"] == plain["images"]
+
+
+def test_a_vae_called_as_its_checkpoint_goes_with_it(tmp_path: Path) -> None:
+    write_models(tmp_path / "models")
+    files.write_vae(tmp_path / "models" / "vae" / "a.safetensors", seed="a")
+    with running("webui", "--models-dir", tmp_path / "links") as webui:
+        world = World(runner(settings(tmp_path, webui)), webui, tmp_path)
+
+        assert [model["kind"] for model in world.run()["models"]] == ["checkpoint", "vae"]
+        assert json.loads(world.run(vae="None")["info"])["sd_vae_name"] is None
+
+
+def test_a_file_that_is_replaced_is_noticed(tmp_path: Path) -> None:
+    write_models(tmp_path / "models")
+    with running("webui", "--models-dir", tmp_path / "links") as webui:
+        world = World(runner(settings(tmp_path, webui)), webui, tmp_path / "models")
+        before = {"a": world.run(), "detail": world.run(loras=["detail"])}
+        files.write_checkpoint(world.models / "checkpoints" / "a.safetensors", seed="new")
+        files.write_lora(world.models / "loras" / "detail.safetensors", seed="new")
+
+        assert world.run()["images"] != before["a"]["images"]
+        again = world.run(checkpoint="b", loras=["detail"])
+        files.write_lora(world.models / "loras" / "detail.safetensors", seed="newer")
+        assert world.run(checkpoint="b", loras=["detail"])["images"] != again["images"]
+
+
+def test_a_file_that_goes_while_the_job_waits_is_an_error_and_spoils_nothing(world: World) -> None:
+    files.write_checkpoint(world.models / "checkpoints" / "gone.safetensors", seed="gone")
+    time.sleep(LIST_IS_OLD_S)
+    plain = world.run()
+    errors: list[BaseException] = []
+
+    def late() -> None:
+        try:
+            world.run(checkpoint="gone")
+        except ModelNotFoundError as error:
+            errors.append(error)
+
+    with world.runner._gpu:
+        thread = Thread(target=late)
+        thread.start()
+        time.sleep(0.3)  # the job has found its models and waits for its turn
+        (world.models / "checkpoints" / "gone.safetensors").unlink()
+    thread.join()
+
+    assert len(errors) == 1
+    assert world.run()["images"] == plain["images"]
 
 
 def test_img2img_takes_pictures(world: World) -> None:
@@ -305,6 +391,7 @@ def test_progress_is_told_while_a_job_runs(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_comes_later_is_refreshed_once(world: World) -> None:
     files.write_checkpoint(world.models / "checkpoints" / "later.safetensors", seed="later")
+    time.sleep(LIST_IS_OLD_S)
 
     answer = world.run(checkpoint="later")
     before = world.webui.get("/simulator/journal")["refreshes"]

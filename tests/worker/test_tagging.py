@@ -109,14 +109,19 @@ def test_a_tag_by_hand_is_made_to_name_one_file(
         pytest.param("<LORA:a:1>", InvalidInputError, id="upper case"),
         pytest.param("<lora:../../x:1>", InvalidInputError, id="path out of the folder"),
         pytest.param("<lora:A:1>", ModelNotFoundError, id="another case"),
+        pytest.param("<lora:http://evil:1>", (ModelNotFoundError, InvalidInputError), id="a URL"),
         pytest.param("<lora::1>", InvalidInputError, id="no name"),
     ],
 )
 def test_a_tag_that_a1111_would_drop_is_refused(
-    world: World, written: str, error: type[Exception]
+    world: World, written: str, error: type[Exception] | tuple[type[Exception], ...]
 ) -> None:
     with pytest.raises(error):
         world.tag({"prompt": written})
+
+
+def test_a_hires_prompt_that_is_not_used_is_left_alone(world: World) -> None:
+    assert world.tag({"prompt": "x", "hr_prompt": "<lora:nope:1>"}).fields == {}
 
 
 def test_tags_that_do_nothing_are_warned_about(world: World) -> None:
