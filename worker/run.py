@@ -203,11 +203,11 @@ class Runner:
         A1111 fails at a listed checkpoint that is gone, and draws wrong pictures with the one that
         it had loaded from then on (recorded: ckpt_deleted_file, after_ckpt_deleted).
         """
-        for ensured in prepared.found.values():
-            if not ensured.model.path.is_file():
+        named = [ensured.model for ensured in prepared.found.values()]
+        for model in [*named, *prepared.tagged.loras.values()]:
+            if not model.path.is_file():
                 raise ModelNotFoundError(
-                    f"The {ensured.model.kind} `{ensured.model.name}` was deleted while the job"
-                    " waited.",
+                    f"The {model.kind} `{model.name}` was deleted while the job waited.",
                     hint="Send the job again.",
                 )
 
@@ -248,16 +248,7 @@ class Runner:
                 "loras_cached": cached.loras_cached,
                 "total_cache_size_mb": cached.total_cache_size_mb,
             },
-            models=[
-                ModelUsed(
-                    kind=ensured.model.kind.value,
-                    name=prepared.names[field],
-                    sha256=ensured.model.sha256,
-                    cached=ensured.cached,
-                    download_s=round(ensured.download_s, 3),
-                )
-                for field, ensured in prepared.found.items()
-            ],
+            models=_used(prepared),
             warnings=prepared.warnings,
             timings=clock.timings(),
             backend=self._client.backend,
@@ -302,6 +293,26 @@ def _chosen(names: Mapping[str, str]) -> payload.Chosen:
         refiner=names.get("refiner_checkpoint"),
         hires=names.get("hr_checkpoint_name"),
     )
+
+
+def _used(prepared: _Prepared) -> list[ModelUsed]:
+    """Return the models of a job: those that its fields name, then LoRAs that tags alone name."""
+    listed = [
+        ModelUsed(
+            kind=ensured.model.kind.value,
+            name=prepared.names[field],
+            sha256=ensured.model.sha256,
+            cached=ensured.cached,
+            download_s=round(ensured.download_s, 3),
+        )
+        for field, ensured in prepared.found.items()
+    ]
+    by_tag = [
+        ModelUsed(kind="lora", name=name, sha256=lora.sha256, cached=True, download_s=0.0)
+        for name, lora in prepared.tagged.loras.items()
+        if name not in prepared.names.values()
+    ]
+    return listed + by_tag
 
 
 def _mentions(job: Generation, ref: ModelRef, name: str, field: str) -> list[str]:

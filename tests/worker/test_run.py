@@ -171,6 +171,15 @@ def test_a_name_that_no_tag_can_carry_works(world: World) -> None:
     assert answer["images"] != world.run()["images"]
 
 
+def test_a_lora_named_by_a_tag_alone_is_among_the_models(world: World) -> None:
+    answer = world.run(prompt="a cat <lora:detail:0.5>")
+
+    assert [(model["kind"], model["name"]) for model in answer["models"]] == [
+        ("checkpoint", "a"),
+        ("lora", "detail"),
+    ]
+
+
 def test_overrides_may_name_the_checkpoint(world: World) -> None:
     job = {"id": "j", "input": {**SMALL, "override_settings": {"sd_model_checkpoint": "b"}}}
 
