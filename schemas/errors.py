@@ -33,6 +33,14 @@ The codes are a public contract: docs/errors.md lists them, and they are never r
 
 from typing import Any, ClassVar
 
+SHOWN_CHARS = 80
+
+
+def shown(value: object) -> str:
+    """Return `value` short enough for a message: what a caller sent may be megabytes."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
 
 class WorkerError(Exception):
     """A failure that the caller is told about by code, in one sentence and with a way out.

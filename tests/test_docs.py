@@ -9,7 +9,7 @@ import pytest
 
 from schemas import errors
 from schemas.errors import WorkerError
-from schemas.job import parse
+from schemas.request import parse
 from schemas.settings import JobSettings, Section, Settings
 
 ROOT = Path(__file__).parent.parent

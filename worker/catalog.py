@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from schemas.errors import InvalidInputError
-from schemas.job import Generation, Img2Img, Txt2Img, shown
+from schemas.errors import InvalidInputError, shown
+from schemas.job import Generation, Img2Img, Txt2Img
 from worker.client import WebuiClient
 
 SAME_SAMPLER = "Use same sampler"

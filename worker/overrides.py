@@ -9,8 +9,7 @@ So every request carries, besides its own, the original value of each option tha
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schemas.errors import InvalidInputError
-from schemas.job import shown
+from schemas.errors import InvalidInputError, shown
 
 CHECKPOINT = "sd_model_checkpoint"
 VAE = "sd_vae"

@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from schemas.errors import InvalidInputError
-from schemas.job import shown
+from schemas.errors import InvalidInputError, shown
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
 # A1111 strips these before it looks for tags, while `enable_prompt_comments` is on (the default).

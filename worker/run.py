@@ -16,8 +16,9 @@ from schemas.errors import (
     ModelNotFoundError,
     WorkerError,
 )
-from schemas.job import Generation, Txt2Img, parse
+from schemas.job import Generation, Txt2Img
 from schemas.model_ref import SUFFIX, Kind, ModelRef
+from schemas.request import parse
 from schemas.result import ModelUsed, Result, Timings
 from schemas.settings import Settings
 from worker import check, images, models, output, overrides, payload

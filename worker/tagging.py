@@ -15,8 +15,9 @@ from schemas.errors import (
     ModelIncompatibleError,
     ModelNotFoundError,
     ModelUnsafeError,
+    shown,
 )
-from schemas.job import Generation, Txt2Img, shown
+from schemas.job import Generation, Txt2Img
 from schemas.model_ref import Kind, LoraRef, parse_ref
 from worker import prompt as syntax
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import InvalidInputError
-from schemas.job import parse
+from schemas.request import parse
 from schemas.settings import JobSettings
 from tests.conftest import running
 from worker.catalog import Catalog

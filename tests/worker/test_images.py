@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from schemas.errors import InvalidInputError
-from schemas.job import parse
+from schemas.request import parse
 from schemas.settings import JobSettings
 from worker.images import checked, image
 

@@ -13,8 +13,8 @@ from schemas.errors import (
     ModelIncompatibleError,
     ModelNotFoundError,
 )
-from schemas.job import parse
 from schemas.model_ref import Kind, ModelRef
+from schemas.request import parse
 from schemas.settings import CacheSettings, JobSettings
 from simulator import models as files
 from tests.conftest import Simulator, running

@@ -6,8 +6,8 @@ import pytest
 from model_cache.cache import ModelCache
 from model_cache.models import CachedModel
 from schemas.errors import InvalidInputError, ModelNotFoundError
-from schemas.job import parse
 from schemas.model_ref import Kind, LoraRef, ModelRef
+from schemas.request import parse
 from schemas.settings import CacheSettings, JobSettings
 from simulator import models
 from worker.links import LinkFolder

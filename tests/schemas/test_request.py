@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InvalidInputError
-from schemas.job import Img2Img, Txt2Img, parse
+from schemas.job import Img2Img, Txt2Img
 from schemas.model_ref import Kind
+from schemas.request import parse
 from schemas.settings import JobSettings
 
 LIMITS = JobSettings()
