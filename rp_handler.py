@@ -114,7 +114,12 @@ def with_volume(settings: Settings) -> Settings:
         f"No volume at {cache.volume}: models are kept in {cache.local_root}, on this machine's disk,"
         " and fetched again by every new worker."
     )
-    cache.local_root.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.local_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"A1111_CACHE_LOCAL_ROOT: {cache.local_root}: {error.strerror}."
+        ) from error
     return settings.model_copy(
         update={"cache": cache.model_copy(update={"volume": cache.local_root})}
     )
@@ -135,7 +140,9 @@ def simulated(settings: Settings, links: Path) -> tuple[Settings, WebuiProcess]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     cache = settings.cache
-    if not cache.volume.is_dir():
+    if "volume" in cache.model_fields_set:
+        cache = with_volume(settings).cache
+    else:
         cache = cache.model_copy(update={"volume": DEMO_VOLUME})
         seed = spawn([sys.executable, "-m", "simulator", "models", str(cache.models)], ROOT)
         if (code := seed.wait()) != 0:
@@ -172,8 +179,13 @@ def started(settings: Settings, child: WebuiProcess | None) -> Runner:
         BackendError: the WebUI ended, or did not answer in time.
     """
     client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
-    runner = Runner(ModelCache(settings.cache), client, settings)
-    runner.show_models()
+    try:
+        runner = Runner(ModelCache(settings.cache), client, settings)
+        runner.show_models()
+    except OSError as error:
+        raise SettingsError(
+            f"A1111_WEBUI_LINKS: {settings.webui.links}: {error.strerror}."
+        ) from error
 
     def answers() -> bool:
         try:

@@ -11,11 +11,13 @@ apply_infotext; recorded: txt2img_infotext.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-_PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# A label is short, or a long text without one would be searched again from each of its letters.
+_PARAMETER = re.compile(r'(\w[\w \-/]{1,80}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _NEGATIVE = "Negative prompt:"
 _FEWEST_PARAMETERS = 3  # a last line with fewer is part of the prompt
@@ -82,7 +84,8 @@ def fields_of(text: str, *, txt2img: bool) -> tuple[dict[str, Any], dict[str, An
     fields: dict[str, Any] = {
         field: found[label] for label, field in known.items() if label in found
     }
-    if txt2img and {"Hires upscale", "Hires resize-1"} & found.keys():
+    hires = {"Hires upscale", "Hires resize-1"} & found.keys()
+    if txt2img and hires and "Denoising strength" in found:
         fields["enable_hr"] = True
     options: dict[str, Any] = {}
     aside = []
@@ -97,9 +100,12 @@ def fields_of(text: str, *, txt2img: bool) -> tuple[dict[str, Any], dict[str, An
 
 def _converted(value: str, convert: type[int] | type[float] | type[str]) -> object:
     try:
-        return convert(value)
+        converted = convert(value)
     except ValueError:
         return value  # the check of option types says what is wrong with it
+    if isinstance(converted, float) and not math.isfinite(converted):
+        return value
+    return converted
 
 
 def _parameters(text: str) -> Mapping[str, str]:

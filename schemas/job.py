@@ -55,7 +55,7 @@ def _as_list(value: object) -> object:
 Int = Annotated[int, BeforeValidator(_as_int)]
 Float = Annotated[float, BeforeValidator(_as_float)]
 Text = Annotated[str, BeforeValidator(_as_text)]
-Count = Annotated[Int, Field(ge=1)]
+Count = Annotated[Int, Field(ge=1, lt=2**31)]
 Side = Annotated[Int, Field(ge=1, le=MAX_SIDE_PX)]
 OptionalSide = Annotated[Int, Field(ge=0, le=MAX_SIDE_PX)]
 ResizedSide = Annotated[Int, Field(ge=-1, le=MAX_SIDE_PX)]
@@ -140,7 +140,7 @@ class Txt2Img(Generation):
     firstphase_height: OptionalSide = 0
     hr_scale: Float = Field(2.0, gt=0, le=64)
     hr_upscaler: Text | None = None
-    hr_second_pass_steps: Int = Field(0, ge=0)
+    hr_second_pass_steps: Int = Field(0, ge=0, lt=2**31)
     hr_resize_x: OptionalSide = 0
     hr_resize_y: OptionalSide = 0
     hr_checkpoint_name: Literal["Use same checkpoint"] | Checkpoint | None = None

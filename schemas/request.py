@@ -31,6 +31,10 @@ SYNONYMS = {
     "guidance_scale": "cfg_scale",
 }
 IMAGE_FIELDS = frozenset({"init_images", "mask", "latent_mask", "firstpass_image"})
+_SAME_MATTER = (
+    ({"sampler_name", "sampler_index"}, ("sampler_name", "scheduler")),
+    ({"hr_sampler_name"}, ("hr_sampler_name", "hr_scheduler")),
+)
 FREE_FORM = frozenset({"alwayson_scripts", "script_args"})
 
 
@@ -62,7 +66,7 @@ def parse(value: object, limits: JobSettings) -> Request:
     fields, warnings = _known_names(_unwrapped(value))
     model = Img2Img if "init_images" in fields else Txt2Img
     _refuse_long_text(fields, limits.max_prompt_chars)
-    if isinstance(fields.get("infotext"), str):
+    if "infotext" in fields:
         warnings += _take_infotext(fields, txt2img=model is Txt2Img)
     warnings += _unknown_fields(fields, model)
     fields, rounded = _rounded_sizes(fields)
@@ -89,6 +93,10 @@ def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
         )
     if not isinstance(payload, dict):
         raise InvalidInputError("`payload` must be a JSON object.", field="payload")
+    beside = value.keys() - {"api", "payload"}
+    if beside:
+        name = min(map(str, beside))
+        raise InvalidInputError(f"{shown(name)} belongs into `payload`.", field=name[:SHOWN_CHARS])
     if (route == "img2img") != (payload.get("init_images") is not None):
         raise InvalidInputError(
             "img2img needs `init_images`, and txt2img takes none.", field="payload.init_images"
@@ -116,10 +124,17 @@ def _known_names(value: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _take_infotext(fields: dict[str, Any], *, txt2img: bool) -> list[str]:
     """Put what the infotext says into `fields` where the request does not say it itself."""
-    said, options, aside = fields_of(fields.pop("infotext"), txt2img=txt2img)
+    said, options, aside = fields_of(str(fields.pop("infotext")), txt2img=txt2img)
     own = fields.get("override_settings", {})
     if isinstance(own, dict):
         fields["override_settings"] = {**options, **own}
+    # What the request says in another way, it says, too.
+    for own_names, of_infotext in _SAME_MATTER:
+        if own_names & fields.keys():
+            for name in of_infotext:
+                said.pop(name, None)
+    if isinstance(own, dict) and own.get("sd_vae") is not None:
+        said.pop("vae", None)
     for name, entry in said.items():
         fields.setdefault(name, entry)
     if not aside:

@@ -163,6 +163,13 @@ def test_without_a_volume_the_disk_is_used_unless_that_is_forbidden(tmp_path: Pa
         with_volume(strict)
 
 
+def test_a_place_that_cannot_be_made_is_named() -> None:
+    cache = CacheSettings(volume=Path("/proc/no"), local_root=Path("/proc/no/where"))
+
+    with pytest.raises(SettingsError, match="A1111_CACHE_LOCAL_ROOT: /proc/no/where: "):
+        with_volume(Settings(cache=cache))
+
+
 def test_a_mounted_volume_is_used(tmp_path: Path) -> None:
     settings = Settings(cache=CacheSettings(volume=tmp_path))
 

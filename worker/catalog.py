@@ -21,7 +21,7 @@ REFRESH_S = 5.0
 
 
 class Catalog:
-    """The lists of one A1111; owned by the worker's one running job at a time."""
+    """The lists of one A1111. Safe to use from several threads."""
 
     def __init__(self, client: WebuiClient) -> None:
         self._client = client
@@ -154,16 +154,17 @@ class Catalog:
         return entries
 
     def _list(self, route: str) -> Any:
-        if route not in self._lists:
-            self._lists[route] = self._client.get(route)
+        known = self._lists.get(route)
+        if known is None:
+            known = self._lists[route] = self._client.get(route)
             self._asked[route] = time.monotonic()
-        return self._lists[route]
+        return known
 
     def _forget(self, route: str) -> bool:
         """Drop a list so that it is asked again; False if it is fresh, so misses cannot be a load."""
         if time.monotonic() - self._asked[route] < REFRESH_S:
             return False
-        del self._lists[route]
+        self._lists.pop(route, None)
         return True
 
 

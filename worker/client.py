@@ -68,6 +68,8 @@ class WebuiClient:
                 data = response.raw.read()
                 expected = response.headers.get("Content-Length")
                 self.backend = "simulator" if "X-Simulator" in response.headers else "a1111"
+        except requests.exceptions.InvalidJSONError as error:
+            raise InvalidInputError("The request holds a value that JSON cannot say.") from error
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise BackendStalledError(
                 f"A1111 gave no answer to {route} in {timeout_s:g} s."

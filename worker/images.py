@@ -45,6 +45,8 @@ def checked(job: Generation, max_pixels: int) -> dict[str, Any]:
         ]
     for field in ("mask", "latent_mask", "firstpass_image"):
         text = getattr(job, field, None)
+        if text is not None and not isinstance(text, str):
+            raise InvalidInputError(f"`{field}` must be an image as base64.", field=field)
         if text:
             clean[field] = image(text, field, max_pixels)
     return clean

@@ -59,6 +59,9 @@ class LinkFolder:
                 return known, False
             if known is not None:
                 self._path(model.kind, known).unlink(missing_ok=True)
+                if model.kind is Kind.EMBEDDING:
+                    # Named by words of a prompt, and read again whenever the folder changes.
+                    self._used[model.kind].discard(known)
             name = self._free_name(model)
             self._link(model.path, self._path(model.kind, name))
             names[model.path] = name
@@ -74,6 +77,13 @@ class LinkFolder:
                 self._path(kind, self._names[kind].pop(path)).unlink(missing_ok=True)
         added = [self.show(model)[1] for model in wanted.values()]
         return bool(gone) or any(added)
+
+    def forget(self, model: CachedModel) -> None:
+        """Remove the link of a model whose file is gone."""
+        with self._lock:
+            name = self._names[model.kind].pop(model.path, None)
+            if name is not None:
+                self._path(model.kind, name).unlink(missing_ok=True)
 
     def path_of(self, kind: Kind, name: str) -> Path | None:
         """Return the model file behind a link's name, None if there is no such link."""

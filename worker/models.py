@@ -107,11 +107,13 @@ def ensure_all(
             downloads.tell()
     finally:
         stop.set()
+        for future in futures:
+            future.cancel()  # those that have not begun
         wait(futures)
     if cancelled.is_set():
         raise JobCancelledError("The job was cancelled while its models were fetched.")
     for future in futures:
-        error = future.exception()
+        error = None if future.cancelled() else future.exception()
         if error is not None and not isinstance(error, JobCancelledError):
             raise error
     return {role.field: future.result() for future, role in futures.items()}
@@ -151,7 +153,7 @@ def require_agreement(job: Generation, found: Mapping[str, Ensured]) -> None:
     """Raise InvalidInputError if a field and its twin in `override_settings` mean two things."""
     twin = job.override_settings.get(overrides.VAE)
     if twin is not None and job.vae is not None and twin != job.vae:
-        one_is_no_file = isinstance(job.vae, str) or twin in BUILT_IN_VAES
+        one_is_no_file = isinstance(job.vae, str) or str(twin) in BUILT_IN_VAES
         if one_is_no_file:
             raise InvalidInputError(
                 f"`vae` and `override_settings.{overrides.VAE}` contradict each other.",

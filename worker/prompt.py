@@ -6,10 +6,11 @@ extensions-builtin/Lora/extra_networks_lora.py (`activate`).
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from schemas.errors import InvalidInputError, shown
+from schemas.model_ref import MAX_NAME_BYTES
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
 # A1111 strips these before it looks for tags, while `enable_prompt_comments` is on (the default).
@@ -33,10 +34,10 @@ class Tag:
 
 def tags(prompt: str) -> list[Tag]:
     """Return the tags that A1111 would act upon, in order; those in a comment are not seen."""
-    return [
-        Tag(match[1], tuple(match[2].split(":")), match[0])
-        for match in _TAG.finditer(_COMMENT.sub("", prompt))
-    ]
+    text = _COMMENT.sub("", prompt)
+    # Not beyond the last end of a tag: each unfinished one would be searched for its end.
+    text = text[: text.rfind(">") + 1]
+    return [Tag(match[1], tuple(match[2].split(":")), match[0]) for match in _TAG.finditer(text)]
 
 
 def carriable(name: str) -> str:
@@ -59,7 +60,7 @@ def split_name(tag: Tag, known: Callable[[str], bool]) -> tuple[str, tuple[str, 
         InvalidInputError: a weight is no number. A1111 would drop every LoRA of the prompt in
             silence (recorded: lora_bad_weight, lora_comma_weight).
     """
-    for end in range(len(tag.items), 0, -1):
+    for end in range(min(len(tag.items), MAX_NAME_BYTES), 0, -1):
         name = ":".join(tag.items[:end])
         if known(name) and _are_weights(tag.items[end:]):
             return name, tag.items[end:]
@@ -92,9 +93,14 @@ def _is_weight(item: str, position: int) -> bool:
         return False
 
 
-def renamed(prompt: str, tag: Tag, name: str, weights: tuple[str, ...]) -> str:
-    """Return `prompt` with the name in `tag` replaced."""
-    return prompt.replace(tag.text, f"<{':'.join((tag.type, name, *weights))}>")
+def renamed(tag: Tag, name: str, weights: tuple[str, ...]) -> str:
+    """Return the text of `tag` with another name."""
+    return f"<{':'.join((tag.type, name, *weights))}>"
+
+
+def replaced(prompt: str, texts: Mapping[str, str]) -> str:
+    """Return `prompt` with the texts of tags replaced, all at once."""
+    return _TAG.sub(lambda match: texts.get(match[0], match[0]), prompt) if texts else prompt
 
 
 def with_tags(prompt: str, new: list[str]) -> str:

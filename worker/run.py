@@ -1,6 +1,7 @@
 """The path of a job: parse, fetch, ask A1111, check, return. One picture at a time."""
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -62,12 +63,14 @@ class Runner:
         self._links = LinkFolder(settings.webui.links)
         self._catalog = Catalog(client)
         self._gpu = Lock()
+        self._options = Lock()
         self._watcher = Watcher(client)
         # Kept, because to start a thread takes longer than to find a model that is there.
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
         self._stale: set[Kind] = set()
         self._original: dict[str, Any] = {}
         self._touched: set[str] = set()
+        self._last_vae: CachedModel | None = None
 
     def show_models(self) -> None:
         """Link every model of every root, so that A1111's lists show them; before it starts, ideally."""
@@ -161,7 +164,10 @@ class Runner:
             return
         ref = models.automatic_vae(self._cache, _checkpoint(found))
         if ref is not None:
-            found["vae"] = self._cache.ensure(ref, cancelled=Event())
+            try:
+                found["vae"] = self._cache.ensure(ref, cancelled=Event())
+            except ModelNotFoundError:
+                log.info(f"The VAE {ref.label} is gone; the checkpoint's own is used.")
 
     def _default(self) -> ModelRef:
         return models.default_checkpoint(self._cache, self._settings.webui.checkpoint)
@@ -177,12 +183,14 @@ class Runner:
         return name
 
     def _originals(self) -> dict[str, Any]:
-        if not self._original:
-            self._original = self._client.get("options")
-        return self._original
+        with self._options:  # read before any job, or a running job's options would be in it
+            if not self._original:
+                self._original = self._client.get("options")
+            return self._original
 
     def _generate(self, prepared: _Prepared, cancelled: Event, report: Report) -> Any:
         self._require_files(prepared)
+        self._forget_lost_vae()
         self._refresh()
         original = self._originals()
         asked = overrides.checked(prepared.job.override_settings, original)
@@ -190,6 +198,8 @@ class Runner:
         options |= {key: original[key] for key in sorted(self._touched)} | asked
         body = payload.body(prepared.job, prepared.chosen, prepared.changes, options)
         self._touched |= asked.keys()
+        vae = prepared.found.get("vae") or prepared.found.get(f"override_settings.{overrides.VAE}")
+        self._last_vae = vae.model if vae is not None else None
         return self._watcher.post(
             payload.route(prepared.job),
             body,
@@ -211,6 +221,15 @@ class Runner:
                     f"The {model.kind} `{model.name}` was deleted while the job waited.",
                     hint="Send the job again.",
                 )
+
+    def _forget_lost_vae(self) -> None:
+        """Hide the last job's VAE from A1111 if its file is gone.
+
+        A1111 still has it as an option when it loads the next job's checkpoint, and fails at it.
+        """
+        if self._last_vae is not None and not self._last_vae.path.is_file():
+            self._links.forget(self._last_vae)
+            self._stale.add(Kind.VAE)
 
     def _refresh(self) -> None:
         """Tell A1111 of new links; of those that come meanwhile, too."""
@@ -308,10 +327,11 @@ def _used(prepared: _Prepared) -> list[ModelUsed]:
         )
         for field, ensured in prepared.found.items()
     ]
+    named = {ensured.model.path for ensured in prepared.found.values()}
     by_tag = [
         ModelUsed(kind="lora", name=name, sha256=lora.sha256, cached=True, download_s=0.0)
         for name, lora in prepared.tagged.loras.items()
-        if name not in prepared.names.values()
+        if lora.path not in named
     ]
     return listed + by_tag
 
@@ -325,17 +345,18 @@ def _mentions(job: Generation, ref: ModelRef, name: str, field: str) -> list[str
     """
     hires = (job.hr_prompt, job.hr_negative_prompt) if isinstance(job, Txt2Img) else ()
     words = " ".join((job.prompt, job.negative_prompt, *hires)).lower()
-    if (
-        ref.name is not None
-        and ref.name != name
-        and ref.name.lower() in words.replace(name.lower(), "")
-    ):
+    has_name = _has_word(words, name)
+    if ref.name not in {None, name} and not has_name and _has_word(words, ref.label):
         raise InvalidInputError(
             f"`{field}` is called `{name}` here, and the prompt says `{ref.name}`.",
             hint=f"Write `{name}` in the prompt, or give the embedding a name that is free.",
             field=field,
         )
-    return [] if name.lower() in words else [f"The prompt does not mention the embedding `{name}`."]
+    return [] if has_name else [f"The prompt does not mention the embedding `{name}`."]
+
+
+def _has_word(text: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word.lower())}(?!\w)", text) is not None
 
 
 def _stop_if(cancelled: Event) -> None:

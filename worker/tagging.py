@@ -6,6 +6,7 @@ A1111 drops a tag whose LoRA is missing or ambiguous in silence
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from model_cache.cache import ModelCache
 from model_cache.models import CachedModel
@@ -60,11 +61,12 @@ def tagged(
         ModelNotFoundError: a tag names no file.
     """
     out = Tagged()
-    own = {ref.name: model for ref, model in listed.items() if ref.name is not None}
-    own |= {show(model): model for model in listed.values()}
+    asked = {ref.name: model for ref, model in listed.items() if ref.name is not None}
+    links = {show(model): model for model in listed.values()}
+    if len(links) < len(listed):
+        raise InvalidInputError("`loras` names one file twice.", field="loras")
 
-    def resolve(name: str) -> CachedModel:
-        return own[name] if name in own else ensure(name)
+    resolve = partial(_one_of, asked, links, ensure)
 
     prompts = {"prompt": job.prompt}
     if isinstance(job, Txt2Img) and job.enable_hr and job.hr_prompt:
@@ -86,9 +88,27 @@ def tagged(
     return out
 
 
+def _one_of(
+    asked: Mapping[str, CachedModel],
+    links: Mapping[str, CachedModel],
+    ensure: Ensure,
+    name: str,
+) -> CachedModel:
+    """Return the LoRA that a tag means: by the request's own name, a file's, or at last a link's."""
+    if name in asked:
+        return asked[name]
+    try:
+        return ensure(name)
+    except ModelNotFoundError:
+        if name in links:
+            return links[name]
+        raise
+
+
 def _resolved(text: str, at: str, resolve: Ensure, show: Show, out: Tagged) -> tuple[str, set[str]]:
     """Return `text` with its own LoRA tags made good, and the names in them."""
     present: set[str] = set()
+    texts: dict[str, str] = {}
     for tag in syntax.tags(text):
         if tag.type == "hypernet":
             out.hypernetworks.append(tag.items[0])
@@ -105,10 +125,10 @@ def _resolved(text: str, at: str, resolve: Ensure, show: Show, out: Tagged) -> t
             model = resolve(name)
             listed = show(model)
             if listed != name:
-                text = syntax.renamed(text, tag, listed, weights)
+                texts[tag.text] = syntax.renamed(tag, listed, weights)
             present.add(listed)
             out.loras[listed] = model
-    return text, present
+    return syntax.replaced(text, texts), present
 
 
 def _is_known(name: str, resolve: Ensure) -> bool:

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,14 @@ def test_coercions_are_those_of_a1111(field: str, given: object, taken: object) 
         pytest.param({f"f{i}": 1 for i in range(1000)}, "f0", id="endless unknown fields"),
         pytest.param({"api": {"endpoint": "server-kill"}}, "api.endpoint", id="unknown endpoint"),
         pytest.param({"api": 1}, "api.endpoint", id="api that is a number"),
+        pytest.param(
+            {"api": {"endpoint": "txt2img"}, "payload": {}, "checkpoint": "b"},
+            "checkpoint",
+            id="a field beside the payload",
+        ),
+        pytest.param(
+            {"batch_size": 10**3000, "n_iter": 10**3000}, "batch_size", id="numbers without end"
+        ),
         pytest.param({"api": {"endpoint": "txt2img"}}, "payload", id="no payload"),
     ],
 )
@@ -300,6 +309,39 @@ def test_an_infotext_is_taken_apart_into_fields() -> None:
     assert request.job.checkpoint is None
     assert request.job.vae is not None
     assert request.warnings == ("What the infotext says of 'FreeU' was left aside.",)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        pytest.param({"sampler_index": "DDIM"}, "Sampler: Euler", id="the older field"),
+        pytest.param(
+            {"sampler_name": "DPM++ 2M Karras"},
+            "Schedule type: Exponential",
+            id="scheduler in a name",
+        ),
+        pytest.param({"override_settings": {"sd_vae": "v"}}, "VAE: None", id="VAE as an option"),
+    ],
+)
+def test_what_a_request_says_in_its_own_way_wins_over_its_infotext(
+    own: dict[str, Any], said: str
+) -> None:
+    infotext = f"x\nSteps: 2, Seed: 1, {said}"
+
+    taken = parse({**own, "infotext": infotext}, LIMITS).job
+    plain = parse({**own, "prompt": "x", "steps": 2, "seed": 1}, LIMITS).job
+    assert taken.webui_fields() | {"override_settings": {}} == plain.webui_fields() | {
+        "override_settings": {}
+    }
+    assert taken.vae is None
+
+
+@pytest.mark.parametrize("text", ["a" * 50_000, "a\nb" + " " * 49_000 + "c"])
+def test_no_infotext_takes_long_to_read(text: str) -> None:
+    started = time.process_time()
+    parse({"infotext": text}, LIMITS)
+
+    assert time.process_time() - started < 1
 
 
 def test_an_infotext_without_parameters_is_a_prompt() -> None:

@@ -1,9 +1,12 @@
+import contextlib
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InvalidInputError
-from worker.prompt import Tag, carriable, lora_tag, renamed, split_name, tags, with_tags
+from worker.prompt import Tag, carriable, lora_tag, renamed, replaced, split_name, tags, with_tags
 
 names = st.text(min_size=1).map(carriable)
 
@@ -77,5 +80,17 @@ def test_a_weight_that_is_no_number_is_refused(text: str) -> None:
 
 def test_renaming_keeps_the_weights() -> None:
     prompt = "x <lora:a:b:0.5> y"
+    [tag] = tags(prompt)
 
-    assert renamed(prompt, tags(prompt)[0], "a_b", ("0.5",)) == "x <lora:a_b:0.5> y"
+    texts = {tag.text: renamed(tag, "a_b", ("0.5",))}
+    assert replaced(prompt, texts) == "x <lora:a_b:0.5> y"
+
+
+@pytest.mark.parametrize("prompt", ["<a:" * 16_000, "<lora:" + "a:" * 24_000 + "1>"])
+def test_no_prompt_takes_long_to_read(prompt: str) -> None:
+    started = time.process_time()
+    for tag in tags(prompt):
+        with contextlib.suppress(InvalidInputError):
+            split_name(tag, lambda name: name == "nope")
+
+    assert time.process_time() - started < 1

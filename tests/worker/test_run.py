@@ -193,6 +193,17 @@ def test_overrides_may_name_the_checkpoint(world: World) -> None:
     [
         pytest.param({"loras": ["xl_lora"]}, ModelIncompatibleError, id="SDXL LoRA on SD 1"),
         pytest.param({"prompt": "<lora:xl_lora:1>"}, ModelIncompatibleError, id="the same by hand"),
+        pytest.param({"mask": 5}, InvalidInputError, id="mask that is a number"),
+        pytest.param(
+            {"vae": "soft", "override_settings": {"sd_vae": {"name": "other"}}},
+            ModelNotFoundError,
+            id="two VAEs",
+        ),
+        pytest.param(
+            {"infotext": "x\nSteps: 2, Sampler: Euler, Eta: nan"},
+            InvalidInputError,
+            id="NaN in infotext",
+        ),
         pytest.param({"loras": ["cut"]}, ModelCorruptError, id="cut file"),
         pytest.param(
             {"checkpoint": "xl", "embeddings": ["easyneg"]}, ModelIncompatibleError, id="TI"
@@ -250,6 +261,38 @@ def test_an_embedding_that_had_to_be_called_otherwise_is_not_taken_for_the_other
     with pytest.raises(InvalidInputError, match="`ea_sy`"):
         world.run(prompt="ea:sy", embeddings=["ea:sy"])
     assert world.run(prompt="ea_sy", embeddings=["ea:sy"])["warnings"] == []
+
+
+def test_an_embedding_that_is_replaced_keeps_its_name(world: World) -> None:
+    file = world.models / "embeddings" / "mine.safetensors"
+    files.write_embedding(file, seed="old")
+    time.sleep(LIST_IS_OLD_S)
+    before = world.run(prompt="mine, bad quality", embeddings=["mine"])
+    files.write_embedding(file, seed="new")
+
+    after = world.run(prompt="mine, bad quality", embeddings=["mine"])
+
+    assert after["images"] != before["images"]
+    assert after["warnings"] == []
+
+
+def test_a_vae_that_goes_after_a_job_does_not_fail_the_next(world: World) -> None:
+    file = world.models / "vae" / "short_lived.safetensors"
+    files.write_vae(file, seed="s")
+    time.sleep(LIST_IS_OLD_S)
+    world.run(checkpoint="a", vae="short_lived")
+    file.unlink()
+
+    assert world.run(checkpoint="b")["images"]
+
+
+def test_a_lora_called_as_the_checkpoint_is_among_the_models(world: World) -> None:
+    files.write_lora(world.models / "loras" / "a.safetensors", seed="a")
+    time.sleep(LIST_IS_OLD_S)
+
+    answer = world.run(prompt="<lora:a:1> cat")
+
+    assert [model["kind"] for model in answer["models"]] == ["checkpoint", "lora"]
 
 
 def test_what_other_jobs_fetched_does_not_change_the_vae(world: World) -> None:

@@ -25,6 +25,8 @@ class World:
             ("twin1", "twin"),
             ("twin2", "twin"),
             ("colon:name", ""),
+            ("p:q", ""),
+            ("p_q", ""),
             ("sub/deep", ""),
         ):
             metadata = models.kohya_metadata("sd1", alias) if alias else None
@@ -122,6 +124,22 @@ def test_a_tag_that_a1111_would_drop_is_refused(
 
 def test_a_hires_prompt_that_is_not_used_is_left_alone(world: World) -> None:
     assert world.tag({"prompt": "x", "hr_prompt": "<lora:nope:1>"}).fields == {}
+
+
+def test_two_files_whose_tags_look_alike_stay_two(world: World) -> None:
+    names = [world.links.show(world.find(name))[0] for name in ("p:q", "p_q")]
+
+    out = world.tag({"prompt": "<lora:p:q:1> <lora:p_q:1>"})
+
+    assert len(set(names)) == 2
+    assert out.fields == {"prompt": f"<lora:{names[0]}:1> <lora:{names[1]}:1>"}
+    by_hand = world.tag({"prompt": "<lora:p_q:0.5>", "loras": ["p:q"]})
+    assert by_hand.fields == {"prompt": f"<lora:{names[0]}:1> <lora:{names[1]}:0.5>"}
+
+
+def test_one_file_under_two_names_is_refused(world: World) -> None:
+    with pytest.raises(InvalidInputError, match="twice"):
+        world.tag({"prompt": "x", "loras": ["deep", "sub/deep"]})
 
 
 def test_tags_that_do_nothing_are_warned_about(world: World) -> None:
