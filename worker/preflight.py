@@ -45,6 +45,10 @@ REFUSED_FLAGS = {
     "--subpath": "the worker knows A1111's own paths only",
     "--tls-keyfile": "the worker speaks plain HTTP to 127.0.0.1",
     "--data-dir": "WEBUI_DATA_DIR sets it",
+    "--ckpt-dir": "the worker links models into A1111_WEBUI_LINKS",
+    "--lora-dir": "the worker links models into A1111_WEBUI_LINKS",
+    "--vae-dir": "the worker links models into A1111_WEBUI_LINKS",
+    "--embeddings-dir": "the worker links models into A1111_WEBUI_LINKS",
     "--ui-settings-file": "config.json in WEBUI_DATA_DIR is what is prepared",
     "--freeze-settings": "A1111 would refuse the options of a job",
     "--disable-safe-unpickle": "a model file could run code",
@@ -90,11 +94,13 @@ def preflight(environ: Mapping[str, str], webui_dir: Path, data_dir: Path) -> li
 
 
 def _flag_problems(variable: str, text: str) -> list[str]:
-    flags = {word.partition("=")[0] for word in text.split()}
+    # argparse takes the beginning of a flag for the flag; --api is one of its own.
+    words = {word.partition("=")[0] for word in text.split()}
+    flags = {word for word in words if word.startswith("--") and len(word) > 3} - {"--api"}
     return [
         f"{variable}: {flag} is not possible here: {reason}."
         for flag, reason in REFUSED_FLAGS.items()
-        if flag in flags
+        if any(flag.startswith(word) for word in flags)
     ]
 
 

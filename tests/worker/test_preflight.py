@@ -134,6 +134,8 @@ def test_a_volume_that_is_demanded_and_not_there_stops_the_start(
         pytest.param(
             "COMMANDLINE_ARGS", "--disable-safe-unpickle", "--disable-safe-unpickle", id="pickles"
         ),
+        pytest.param("A1111_WEBUI_FLAGS", "--lis", "--listen", id="the beginning of a flag"),
+        pytest.param("A1111_WEBUI_FLAGS", "--ckpt-dir /x", "--ckpt-dir", id="another folder"),
     ],
 )
 def test_a_flag_that_would_open_or_break_a1111_stops_the_start(
