@@ -17,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 import requests
 import urllib3
 
-from model_cache.sources import Download, access_hint, place
+from model_cache.download import Download
+from model_cache.tokens import access_hint
+from model_cache.urls import place
 from schemas.errors import (
     ModelAccessDeniedError,
     ModelNotFoundError,

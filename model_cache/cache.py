@@ -22,6 +22,7 @@ from model_cache import (
     selection,
     sources,
     transfer,
+    urls,
     verify,
 )
 from model_cache.architecture import Nature
@@ -88,7 +89,7 @@ class ModelCache:
         Raises:
             WorkerError: it could not be had; docs/errors.md tells the classes.
         """
-        source = sources.source_key(ref.url) if ref.url is not None else ""
+        source = urls.source_key(ref.url) if ref.url is not None else ""
         present = self._present(ref, source, cancelled, progress)
         if present is not None:
             return present

@@ -20,9 +20,10 @@ import urllib3
 from model_cache import answers
 from model_cache.answers import TryAgainError
 from model_cache.disk import disk_errors
+from model_cache.download import Download
 from model_cache.guard import BlockedAddressError, WebSession
 from model_cache.models import REPORT_EVERY_S, Progress
-from model_cache.sources import Download, origin, place
+from model_cache.urls import origin, place
 from schemas.errors import (
     DownloadBudgetExceededError,
     DownloadIncompleteError,

@@ -4,8 +4,8 @@
 verified and published, so that its presence is the proof of a complete file:
 
     {"version": 1, "sha256": "…64 hex…", "size_bytes": 2132625612, "mtime_ns": 17…,
-     "source": "https://host/path", "base": "sd1", "alias": "", "also_from": [],
-     "created": 1763700000.0}
+     "source": "https://host/path", "base": "sd1", "alias": "", "autov3": "…12 hex…",
+     "also_from": [], "created": 1763700000.0}
 """
 
 from typing import Literal
@@ -28,6 +28,9 @@ class Manifest(BaseModel):
     """Architecture read from the header: sd1, sd2, sdxl, sd3, flux, unknown, …"""
     alias: str = ""
     """LoRA: `ss_output_name` of the header, which A1111 takes in a tag as well."""
+    autov3: str = ""
+    """LoRA as safetensors: first 12 hex digits of the SHA-256 of what follows the header, which
+    Civitai calls AutoV3 and A1111 lists in `Lora hashes`; else empty."""
     also_from: tuple[str, ...] = ()
     """Other sources, without query secrets, that gave the very same bytes."""
     created: float

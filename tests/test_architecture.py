@@ -20,6 +20,8 @@ ONLY_IN = {
     "runpod": {"rp_sdk.py"},
     "aiohttp": {"simulator"},
     "huggingface_hub": {"model_cache"},
+    "boto3": {"model_cache"},
+    "picklescan": {"model_cache"},
     "PIL": {"worker", "simulator"},
 }
 SOURCES = [

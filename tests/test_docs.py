@@ -37,7 +37,7 @@ def settings_rows() -> list[str]:
         assert issubclass(kind, Section)
         for field, info in kind.model_fields.items():
             default = info.default
-            if default is None or default == "":
+            if default is None or default in {"", ()}:
                 default = "-"
             elif isinstance(default, bool):
                 default = str(default).lower()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_cache import answers
-from model_cache.sources import Download
+from model_cache.download import Download
 from schemas.errors import ModelAccessDeniedError
 
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from model_cache import sources
+from model_cache import sources, tokens, urls
 from schemas.errors import InvalidInputError
 from schemas.settings import CacheSettings
 
@@ -44,11 +44,11 @@ SETTINGS = CacheSettings(hf_token=SecretStr("hf-own"), civitai_token=SecretStr("
     ],
 )  # fmt: skip
 def test_a_source_key_has_what_tells_the_file_and_nothing_else(url: str, key: str) -> None:
-    assert sources.source_key(url) == key
+    assert urls.source_key(url) == key
 
 
 def test_a_parameter_called_key_tells_files_apart_without_being_kept() -> None:
-    keys = {sources.source_key(f"https://h/m?key={value}") for value in ("AIzaSecret", "b")}
+    keys = {urls.source_key(f"https://h/m?key={value}") for value in ("AIzaSecret", "b")}
 
     assert len(keys) == 2
     assert "AIzaSecret" not in "".join(keys)
@@ -57,17 +57,17 @@ def test_a_parameter_called_key_tells_files_apart_without_being_kept() -> None:
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, blacklist_characters="#")))
 def test_a_source_key_of_a_source_key_is_the_same(tail: str) -> None:
     try:
-        key = sources.source_key(f"https://host/{tail}")
+        key = urls.source_key(f"https://host/{tail}")
     except InvalidInputError:
         return
     if "key=" not in key.lower():
-        assert sources.source_key(key) == key
+        assert urls.source_key(key) == key
 
 
 @pytest.mark.parametrize("url", ["https://h:99999/m", "https://h:0/", "https://[::1", "https://"])
 def test_a_url_that_names_no_host_is_refused(url: str) -> None:
     with pytest.raises(InvalidInputError):
-        sources.source_key(url)
+        urls.source_key(url)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_a_download_does_not_show_its_secrets() -> None:
     ],
 )
 def test_the_hint_names_the_token_that_would_help(url: str, word: str) -> None:
-    assert word in sources.access_hint(url)
+    assert word in tokens.access_hint(url)
 
 
 def test_the_place_of_a_url_has_no_query() -> None:
-    assert sources.place("https://h/a/b?token=s#f") == "h/a/b"
+    assert urls.place("https://h/a/b?token=s#f") == "h/a/b"

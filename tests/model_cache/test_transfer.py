@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from model_cache import magic, transfer
+from model_cache.download import Download
 from model_cache.models import Progress
-from model_cache.sources import Download, resolve
+from model_cache.sources import resolve
 from model_cache.transfer import Fetched, Limits, Watch
 from schemas.errors import (
     DownloadBudgetExceededError,
