@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix` and `lock` only checks or runs.
-.PHONY: help run demo test lint types unit fix lock bench-overhead clean
+.PHONY: help run demo test lint types unit chaos bench-overhead bench-download bench-cache fix lock clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -32,6 +32,15 @@ unit: $(READY)   ## the tests that start no process: under a minute
 
 bench-overhead: $(READY)   ## the worker's own time per job, beside a direct call
 	$(BIN)/python -m benchmarks.overhead
+
+bench-download: $(READY)   ## fetching a model, beside curl, aria2 and what others do
+	$(BIN)/python -m benchmarks.download
+
+bench-cache: $(READY)   ## a hit, with up to 10,000 models on the volume
+	$(BIN)/python -m benchmarks.cache
+
+chaos: $(READY)  ## the faults of `make test` in full: a hundred kills, sixteen workers; takes a while
+	$(BIN)/pytest tests/chaos --chaos 1
 
 fix: $(READY)    ## the only target that edits sources
 	$(BIN)/ruff check --fix .

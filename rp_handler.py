@@ -27,8 +27,8 @@ import rp_sdk
 from model_cache.cache import ModelCache
 from schemas.errors import BackendError, InternalError, InvalidInputError, WorkerError
 from schemas.result import Result
-from schemas.settings import Settings, SettingsError
-from worker import local, logs
+from schemas.settings import CacheSettings, Settings, SettingsError
+from worker import local, logs, preload
 from worker.client import WebuiClient
 from worker.process import WebuiProcess, spawn, wait_until_ready
 from worker.run import Runner
@@ -172,7 +172,22 @@ def adopted(arguments: argparse.Namespace) -> WebuiProcess | None:
     return WebuiProcess(arguments.webui_pid, output)
 
 
-def started(settings: Settings, child: WebuiProcess | None) -> Runner:
+def opened(settings: CacheSettings, stack: ExitStack) -> ModelCache:
+    """Return the store of models, kept fresh until `stack` ends, with its preload under way.
+
+    Raises:
+        SettingsError: what is to be preloaded is no list of models.
+    """
+    wanted = preload.wanted(settings.preload)
+    cache = ModelCache(settings)
+    cache.start()
+    stack.callback(cache.close)
+    if wanted:
+        stack.callback(preload.Preload(cache, wanted).stop)
+    return cache
+
+
+def started(settings: Settings, cache: ModelCache, child: WebuiProcess | None) -> Runner:
     """Return a runner whose WebUI answers.
 
     Raises:
@@ -180,7 +195,7 @@ def started(settings: Settings, child: WebuiProcess | None) -> Runner:
     """
     client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
     try:
-        runner = Runner(ModelCache(settings.cache), client, settings)
+        runner = Runner(cache, client, settings)
         runner.show_models()
     except OSError as error:
         raise SettingsError(
@@ -235,7 +250,7 @@ def main() -> int:
                 settings, child = with_volume(settings), adopted(arguments)
             if child is not None:
                 stack.callback(child.stop, STOP_GRACE_S)
-            runner = started(settings, child)
+            runner = started(settings, opened(settings.cache, stack), child)
             handler = make_handler(replacing(runner.run, child), online=online)
             if local_test:
                 # The SDK would bury the paths of the files under dumps of the result.

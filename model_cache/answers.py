@@ -33,6 +33,7 @@ _MAX_SAID_BYTES = 4096
 _MAX_SAID_CHARS = 200
 _TEXT_TYPES = re.compile(r"(text/(html|xml)|application/(xhtml\+xml|xml|json|[\w.-]+\+json))$")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})$")
+_RATE_LIMIT = re.compile(r";\s*t\s*=\s*(\d{1,9})\b")
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"$')
 _Parameter: TypeAlias = str | tuple[str | None, str | None, str]
 
@@ -46,27 +47,43 @@ class TryAgainError(Exception):
         self.error = error
         self.after_s = after_s
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the host said that this was one request too many."""
+        return self.error.details.get("status") in {429, 503}
+
 
 @dataclass(frozen=True)
 class Span:
     """Which bytes of the file an answer brings."""
 
     start: int
+    end: int | None
+    """After the last byte; None if the host does not say."""
     total: int | None
     """Size of the whole file; None if the host does not say."""
 
 
-def require_file(response: requests.Response, download: Download) -> None:
+def require_file(
+    response: requests.Response, download: Download, *, redirected: bool = False
+) -> None:
     """Raise unless the answer is one with the bytes of a file.
 
+    `redirected`: it came from elsewhere than `download.url`. A host that has just named that place
+    knows the file, so its absence there may pass; Civitai's own may, too.
+
     Raises:
-        TryAgainError: 408, 429, 5xx.
+        TryAgainError: 408, 429, 5xx; 404 of Civitai, or after a redirect.
         ModelAccessDeniedError: 401, 403.
         ModelNotFoundError: 404, 410 and every other refusal.
         ModelUnsafeError: a web page or a JSON text in place of the file, or packed bytes.
     """
     if response.status_code not in {200, 206}:
-        raise _refusal(response, download)
+        refusal = _refusal(response, download)
+        passing = redirected or download.source.startswith("civitai:")
+        if isinstance(refusal, ModelNotFoundError) and response.status_code == 404 and passing:
+            raise TryAgainError(refusal)
+        raise refusal
     where = place(download.url)
     content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if _TEXT_TYPES.match(content_type):
@@ -87,13 +104,13 @@ def span(response: requests.Response) -> Span | None:
     length = response.headers.get("Content-Length", "")
     size = int(length) if re.fullmatch(r"\d{1,18}", length) else None
     if response.status_code == 200:
-        return Span(0, size)
+        return Span(0, size, size)
     match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
     if match is None:
         return None
     start, last, total = (int(group) for group in match.groups())
-    whole = last + 1 == total and start <= last and size in {None, total - start}
-    return Span(start, total) if whole else None
+    adds_up = start <= last < total and size in {None, last + 1 - start}
+    return Span(start, last + 1, total) if adds_up else None
 
 
 def strong_etag(response: requests.Response) -> str:
@@ -146,7 +163,14 @@ def _refusal(response: requests.Response, download: Download) -> Exception:
 
 
 def retry_after_s(response: requests.Response) -> float | None:
-    """Return the seconds that the host asks us to wait. Source: RFC 9110 section 10.2.3."""
+    """Return the seconds that the host asks us to wait; None if it does not, or makes no sense.
+
+    Source: RFC 9110 section 10.2.3; Hugging Face says it in `RateLimit: "resolvers";r=0;t=55`
+    (huggingface_hub 2.4, utils/_http.py; draft-ietf-httpapi-ratelimit-headers-09).
+    """
+    limit = _RATE_LIMIT.search(response.headers.get("RateLimit", ""))
+    if limit is not None and response.status_code == 429 and "Retry-After" not in response.headers:
+        return float(limit[1])
     text = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"\d{1,9}", text):
         return float(text)

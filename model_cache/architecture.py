@@ -53,6 +53,8 @@ class Nature:
     base: str
     alias: str
     """LoRA: the name that its trainer gave it, which A1111 takes in a tag as well."""
+    pickle: bool = False
+    """Whether it is a PyTorch pickle, of which nothing else is known."""
 
 
 def nature(header: Header) -> Nature:

@@ -23,6 +23,9 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 # Well-known prefix under which IPv6-only networks reach IPv4. Source: RFC 6052 section 2.1.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
+# To one host, for the next request. As many as `A1111_CACHE_CONNECTIONS` may be.
+_KEPT_CONNECTIONS = 64
+
 # It writes whole URLs, signatures and tokens included, at levels from DEBUG to WARNING.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.CRITICAL)
 
@@ -35,7 +38,11 @@ class BlockedAddressError(ValueError):
 
 
 class WebSession(requests.Session):
-    """A session for one fetch; environment, proxies, cookies of netrc and gzip play no part."""
+    """A session for one fetch; environment, proxies, cookies of netrc and gzip play no part.
+
+    May be used from several threads, each of which has a connection to itself for as long as it
+    reads an answer.
+    """
 
     def __init__(self, *, allow_private: bool) -> None:
         """Prepare a session; `allow_private` turns the check of addresses off."""
@@ -49,6 +56,10 @@ class WebSession(requests.Session):
     def cut(self) -> None:
         """Break every connection that is open, from any thread; their readers get an error."""
         self._connections.cut()
+
+    def shut(self) -> None:
+        """Do as `cut` does, and open no connection any more."""
+        self._connections.shut()
 
 
 def is_public(address: str) -> bool:
@@ -73,6 +84,7 @@ class _Connections:
         self._allow_private = allow_private
         self._open: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self._is_shut = False
 
     def judge_host(self, host: str, port: int) -> None:
         if self._allow_private:
@@ -92,7 +104,15 @@ class _Connections:
                 sock.close()
                 raise
         with self._lock:
+            if self._is_shut:
+                sock.close()
+                raise ConnectionAbortedError("the session ended")
             self._open.add(connection)
+
+    def shut(self) -> None:
+        with self._lock:
+            self._is_shut = True
+        self.cut()
 
     def cut(self) -> None:
         with self._lock:
@@ -116,7 +136,7 @@ class _GuardedAdapter(HTTPAdapter):
 
     def __init__(self, connections: _Connections) -> None:
         self._connections = connections
-        super().__init__()
+        super().__init__(pool_maxsize=_KEPT_CONNECTIONS)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

@@ -1,28 +1,31 @@
-"""Which model files are on the volume, and by which names they are called.
+"""Which model files there are, and by which names they are called.
 
 `scan` looks at the disk and `Inventory` is what it saw: immutable, so that a reader needs no lock.
 """
 
-import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
-from model_cache import layout, manifests, naming
-from model_cache.models import CachedModel
+from model_cache import hubmodels, layout, manifests, walk
+from model_cache.models import CachedModel, Origin
+from model_cache.shelf import Shelf
+from model_cache.walk import Candidate
 from schemas.errors import ModelNotFoundError
 from schemas.manifest import Manifest
-from schemas.model_ref import SUFFIX, Kind
+from schemas.model_ref import Kind, stem_of
 
-log = logging.getLogger(__name__)
-
-# A1111 takes a VAE from the folder of checkpoints when it is called so, and lists no checkpoint.
-# Source: A1111 1.10.1, modules/sd_models.py, list_models, and modules/sd_vae.py, refresh_vae_list.
-_VAE_BESIDE_CHECKPOINT = f".vae{SUFFIX}"
+_SECOND_NS = 1_000_000_000
+# Measured for each file: on a local disk 50 us, nearly all of it Python's, which threads make three
+# times as much; on a MooseFS mount 0.3 ms (stat 73 us; open, read and close 237 us), mostly waiting.
+_SLOW_S = 0.000_2
+_THREADS = 8
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,50 @@ class Found:
     status: os.stat_result
     manifest: Manifest | None
     """Only one that is believed."""
+    home: Path = field(default=Path("/"))
+    """The volume, or the folder of models in the image: what `place` is below."""
+    baked: bool = False
+    """Whether it is in the image."""
+    hub: hubmodels.HubModel | None = None
+    """What it is in the platform's Hugging Face cache, if it lies there."""
 
     @property
     def relative(self) -> str:
-        """`sub/stem`, below its root."""
-        return self.path.relative_to(self.folder).as_posix().removesuffix(SUFFIX)
+        """`sub/stem`, below its root; `org/repo/stem` in the Hugging Face cache."""
+        if self.hub is not None:
+            return self.hub.relative
+        return stem_of(str(self.path).removeprefix(f"{self.folder}/"))
+
+    @property
+    def place(self) -> str:
+        """`models/Lora/sub/stem`, below the volume or the image's folder of models."""
+        return stem_of(str(self.path).removeprefix(str(self.home)).lstrip("/"))
+
+    @property
+    def claim(self) -> int | None:
+        """Baked files never move and come first, then what we published; see `naming.Placed`."""
+        if self.baked:
+            return 0
+        return 1 if self.published else None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source keys that mean this file."""
+        hub = () if self.hub is None else (self.hub.key,)
+        if self.manifest is None:
+            return hub
+        keys = (*hub, self.manifest.source, *self.manifest.also_from)
+        return tuple(key for key in keys if key)
+
+    @property
+    def origin(self) -> Origin:
+        """How it came here."""
+        if self.baked:
+            return Origin.BAKED
+        if self.hub is not None:
+            return Origin.HUB
+        fetched = self.published and self.manifest is not None and self.manifest.source
+        return Origin.PUBLISHED if fetched else Origin.BROUGHT
 
     def is_same_file(self, status: os.stat_result) -> bool:
         """Tell whether size and mtime are still those that were found."""
@@ -51,46 +93,155 @@ class Found:
             status.st_mtime_ns,
         )
 
+    def called(self, name: str) -> CachedModel:
+        """Return the file as a model of that name."""
+        manifest = self.manifest
+        return CachedModel(
+            kind=self.kind,
+            name=name,
+            path=self.path,
+            sha256=manifest.sha256 if manifest else None,
+            size_bytes=self.status.st_size,
+            mtime_ns=self.status.st_mtime_ns,
+            base=manifest.base if manifest else "unknown",
+            alias=manifest.alias if manifest else "",
+            source=next(iter(self.sources), ""),
+            autov3=manifest.autov3 if manifest else "",
+            origin=self.origin,
+        )
+
 
 Files = Mapping[Path, Found]
 
 
-def scan(volume: Path, known: Files) -> dict[Path, Found]:
+def scan(
+    volume: Path,
+    known: Files,
+    *,
+    baked: Path | None = None,
+    allow_pickle: Collection[Kind] = (),
+) -> dict[Path, Found]:
     """Look into every folder for models, following links, and return what is there.
 
-    What is in `known` and has not changed keeps its manifest without reading it again.
+    What is in `known` and has not changed keeps its manifest without reading it again. Pickles are
+    seen of the kinds in `allow_pickle` alone.
     """
-    files: dict[Path, Found] = {}
-    visited: set[tuple[Kind, int, int]] = set()
-    manifest_names = {kind: manifests.names(volume, kind) for kind in Kind}
-    for root in layout.roots(volume):
-        for path, status in _files(root.kind, root.path, visited):
-            kind = _kind(root, path)
-            before = known.get(path)
-            manifest = before.manifest if before and before.is_same_file(status) else None
-            place = layout.manifest_path(volume, kind, path)
-            if manifest is None and place.name in manifest_names[kind]:
-                manifest = manifests.read(place, status)
-            published = root.ours and path.parent == root.path
-            files[path] = Found(kind, path, root.path, published, status, manifest)
+    candidates = list(walk.candidates(volume, baked, allow_pickle))
+    names = {kind: manifests.names(volume, kind) for kind in Kind}
+    look_at = partial(_found_all, volume, known, names)
+    files = {found.path: found for found in _in_batches(look_at, candidates)}
+    for model in hubmodels.models(volume):
+        files[model.path] = _hub_file(volume, known.get(model.path), model)
     return files
 
 
 def look(volume: Path, kind: Kind, path: Path, known: Files) -> Found | None:
     """Look again at one file, known or just published; None if it is not there."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
+    status = _regular(path)
+    if status is None:
         return None
     before = known.get(path)
     manifest = manifests.read(layout.manifest_path(volume, kind, path), status)
     if manifest is None and before and before.is_same_file(status):
         manifest = before.manifest
-    folder = before.folder if before else path.parent
+    if before is not None:
+        return replace(before, status=status, manifest=manifest)
     published = path.parent == layout.published_path(volume, kind, "any").parent
-    return Found(kind, path, folder, published, status, manifest)
+    return Found(kind, path, path.parent, published, status, manifest, volume)
+
+
+def _in_batches(
+    look_at: Callable[[Collection[Candidate]], list[Found]], candidates: Sequence[Candidate]
+) -> Iterator[Found]:
+    """Look at files: one after another on a local disk, several at once where that waits."""
+    started = time.monotonic()
+    yield from look_at(candidates[:_BATCH])
+    rest = candidates[_BATCH:]
+    if time.monotonic() - started < _BATCH * _SLOW_S:
+        yield from look_at(rest)
+        return
+    batches = [rest[at : at + _BATCH] for at in range(0, len(rest), _BATCH)]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as threads:
+        for batch in threads.map(look_at, batches):
+            yield from batch
+
+
+def _found_all(
+    volume: Path,
+    known: Files,
+    manifest_names: Mapping[Kind, Collection[str]],
+    candidates: Collection[Candidate],
+) -> list[Found]:
+    """Look at some files; what is no regular file, or is gone already, is left out."""
+    files = []
+    for candidate in candidates:
+        root, kind, path = candidate.root, candidate.kind, candidate.path
+        status = _regular(path)
+        if status is None:
+            continue
+        before = known.get(path)
+        if before is not None and before.manifest is not None and before.is_same_file(status):
+            files.append(before)
+            continue
+        if root.baked:
+            manifest = _baked_manifest(candidate, status)
+        else:
+            name = layout.manifest_name(volume, path, published=candidate.published)
+            has_one = name in manifest_names[kind]
+            place = layout.manifests_folder(volume, kind) / name
+            manifest = manifests.read(place, status) if has_one else None
+        files.append(
+            Found(
+                kind,
+                path,
+                root.path,
+                candidate.published,
+                status,
+                manifest,
+                root.home,
+                root.baked,
+            )
+        )
+    return files
+
+
+def _hub_file(volume: Path, before: Found | None, model: hubmodels.HubModel) -> Found:
+    if before is not None and before.manifest is not None and before.is_same_file(model.status):
+        return before
+    manifest = manifests.read(layout.manifest_path(volume, model.kind, model.path), model.status)
+    return Found(
+        kind=model.kind,
+        path=model.path,
+        folder=model.path.parent,
+        published=False,
+        status=model.status,
+        manifest=manifest,
+        home=volume,
+        hub=model,
+    )
+
+
+def _baked_manifest(candidate: Candidate, status: os.stat_result) -> Manifest | None:
+    """Return the manifest that came into the image with a file.
+
+    An image keeps whole seconds of a file's time. Source: moby/moby, pkg/archive/archive.go,
+    FileInfoHeader (`Truncate(time.Second)`).
+    """
+    if candidate.path.parent != candidate.root.path:
+        return None
+    manifest = manifests.stored(layout.baked_manifest(candidate.root, candidate.path))
+    if manifest is None:
+        return None
+    told = (manifest.size_bytes, manifest.mtime_ns // _SECOND_NS)
+    return manifest if told == (status.st_size, status.st_mtime_ns // _SECOND_NS) else None
+
+
+def _regular(path: Path) -> os.stat_result | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 class Inventory:
@@ -100,133 +251,96 @@ class Inventory:
         """Give names to `files`."""
         self._volume = volume
         self.files = files
-        self._named: dict[Kind, dict[str, Found]] = {}
-        self._spelled: dict[Kind, dict[str, list[Found]]] = {}
-        self._digests: dict[tuple[Kind, str], list[Found]] = {}
-        self._sources: dict[tuple[Kind, str], list[Found]] = {}
-        self._models: dict[Path, CachedModel] = {}
-        for kind in Kind:
-            self._add(kind, [file for file in files.values() if file.kind is kind])
+        self._shelves = {
+            kind: Shelf.of([file for file in files.values() if file.kind is kind]) for kind in Kind
+        }
 
-    def _add(self, kind: Kind, files: list[Found]) -> None:
-        self._named[kind] = named = naming.unique_names(self._volume, files)
-        spelled = self._spelled.setdefault(kind, {})
-        for name, file in sorted(named.items()):
-            self._models[file.path] = _model(name, file)
-            for spelling in naming.spellings(file.relative):
-                spelled.setdefault(spelling, []).append(file)
-            if file.manifest is None:
-                continue
-            digest = file.manifest.sha256
-            for key in (digest, digest[: naming.SHORT_HASH_DIGITS]):
-                self._digests.setdefault((kind, key), []).append(file)
-            for source in {file.manifest.source, *file.manifest.also_from} - {""}:
-                self._sources.setdefault((kind, source), []).append(file)
+    def with_file(self, found: Found) -> "Inventory":
+        """Return an inventory with `found` in it, new or in place of the one at its path."""
+        before = self.files.get(found.path)
+        if before is not None and before.kind is not found.kind:
+            return self.without(found.path).with_file(found)
+        shelf = self._shelves[found.kind].with_file(found)
+        return self._changed({**self.files, found.path: found}, found.kind, shelf)
+
+    def without(self, path: Path) -> "Inventory":
+        """Return an inventory without the file at `path`."""
+        found = self.files.get(path)
+        if found is None:
+            return self
+        files = dict(self.files)
+        del files[path]
+        return self._changed(files, found.kind, self._shelves[found.kind].without(path))
+
+    def _changed(self, files: Files, kind: Kind, shelf: Shelf[Found]) -> "Inventory":
+        other = Inventory(self._volume, {})
+        other.files = files
+        other._shelves = {**self._shelves, kind: shelf}
+        return other
 
     def models(self, kind: Kind) -> tuple[CachedModel, ...]:
         """Return every model of a kind, sorted by name."""
-        return tuple(self._models[file.path] for _, file in sorted(self._named[kind].items()))
+        return self._shelves[kind].models
 
     def at(self, path: Path) -> CachedModel | None:
         """Return the model whose file is at `path`."""
-        return self._models.get(path)
+        found = self.files.get(path)
+        return self._shelves[found.kind].at(path) if found else None
 
     def named(self, kind: Kind, name: str) -> CachedModel | None:
         """Return the model with exactly this name."""
-        file = self._named[kind].get(name)
-        return self._models[file.path] if file else None
+        return self._shelves[kind].named(name)
+
+    def alike(self, kind: Kind, name: str) -> tuple[CachedModel, ...]:
+        """Return the models whose name a disk or an eye could take for `name`, sorted by name."""
+        return self._shelves[kind].alike(name)
 
     def find(self, kind: Kind, text: str) -> CachedModel | None:
         """Return the model that `text` means, in any of the spellings that A1111 takes as well.
 
-        Its name, with or without suffix; `sub/name`; `sub_name`; the first 10 digits of its SHA-256,
-        or all of them. Case matters, as it does to A1111.
+        Its name, with or without suffix; `sub/name`; `sub_name`; its SHA-256, or the first 10 digits
+        of that, or its AutoV3. Case matters, as it does to A1111.
 
         Raises:
             ModelNotFoundError: several files are spelled so, and none of them is called so.
         """
+        shelf = self._shelves[kind]
         # As it is first: a file may be called `x.safetensors.safetensors`.
-        for name in (text, text.removesuffix(SUFFIX)):
-            if (model := self.named(kind, name)) is not None:
+        for name in (text, stem_of(text)):
+            if (model := shelf.named(name)) is not None:
                 return model
-        text = text.removesuffix(SUFFIX)
-        spelled = self._spelled[kind].get(text) or self._digests.get((kind, text.lower()), [])[:1]
+        text = stem_of(text)
+        spelled = shelf.spelled(text) or shelf.with_digest(text.lower())[:1]
         if len(spelled) > 1:
-            names = ", ".join(self._models[file.path].name for file in spelled[:5])
+            names = ", ".join(model.name for model in spelled[:5])
             raise ModelNotFoundError(
                 f"{len(spelled)} {kind} files are called {text!r}.", hint=f"Use one of: {names}."
             )
-        return self._models[spelled[0].path] if spelled else None
+        return spelled[0] if spelled else None
 
-    def with_digest(self, kind: Kind, sha256: str) -> tuple[CachedModel, ...]:
-        """Return the models known to have exactly these bytes, sorted by name."""
-        return tuple(self._models[file.path] for file in self._digests.get((kind, sha256), []))
+    def with_digest(self, kind: Kind, digest: str) -> tuple[CachedModel, ...]:
+        """Return the models known by this digest, a SHA-256 or a start of it, sorted by name."""
+        return self._shelves[kind].with_digest(digest)
 
     def from_source(self, kind: Kind, source: str) -> tuple[CachedModel, ...]:
-        """Return the models that were fetched from a source, sorted by name."""
-        return tuple(self._models[file.path] for file in self._sources.get((kind, source), []))
+        """Return the models that a source key means, sorted by name."""
+        return self._shelves[kind].from_source(source)
 
     def folders(self, kind: Kind) -> tuple[str, ...]:
-        """Return the folders that hold a model of a kind, our own in any case, below the volume."""
+        """Return the folders that hold a model of a kind, our own in any case."""
         ours = self._volume / "models" / layout.FOLDERS[kind]
-        others = {file.folder for file in self._named[kind].values()} - {ours}
-        return tuple(str(path.relative_to(self._volume)) for path in (ours, *sorted(others)))
+        others = {file.folder for file in self.files.values() if file.kind is kind} - {ours}
+        return tuple(str(path).removeprefix(f"{self._volume}/") for path in (ours, *sorted(others)))
 
     @cached_property
     def total_bytes(self) -> int:
-        """The bytes that all models take; a file with two names counts once."""
+        """The bytes that models take on the volume; a file with two names counts once.
+
+        Neither those in the image nor the platform's cache, over which nobody here has a say.
+        """
         sizes = {
             (file.status.st_dev, file.status.st_ino): file.status.st_size
             for file in self.files.values()
+            if not file.baked and file.hub is None
         }
         return sum(sizes.values())
-
-
-def _model(name: str, file: Found) -> CachedModel:
-    manifest = file.manifest
-    return CachedModel(
-        kind=file.kind,
-        name=name,
-        path=file.path,
-        sha256=manifest.sha256 if manifest else None,
-        size_bytes=file.status.st_size,
-        mtime_ns=file.status.st_mtime_ns,
-        base=manifest.base if manifest else "unknown",
-        alias=manifest.alias if manifest else "",
-        source=manifest.source if manifest else "",
-    )
-
-
-def _kind(root: layout.Root, path: Path) -> Kind:
-    beside = path.name.endswith(_VAE_BESIDE_CHECKPOINT)
-    if root.kind is Kind.CHECKPOINT and beside and not root.ours:
-        return Kind.VAE
-    return root.kind
-
-
-def _files(
-    kind: Kind, folder: Path, visited: set[tuple[Kind, int, int]]
-) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield the model files below `folder`, each folder once, however links are laid."""
-    folders = [folder]
-    while folders:
-        current = folders.pop()
-        try:
-            status = current.stat()
-            key = (kind, status.st_dev, status.st_ino)
-            entries = [] if key in visited else sorted(os.scandir(current), key=lambda e: e.name)
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # Most roots exist on no volume.
-        except OSError as error:
-            log.warning("The folder %s cannot be read: %s", current, error.strerror)
-            continue
-        visited.add(key)
-        for entry in entries:
-            # Hidden: unfinished uploads of many tools, and our own folder.
-            if entry.name.startswith("."):
-                continue
-            with suppress(OSError):  # A broken link, or deleted by somebody since it was listed.
-                if entry.is_dir():
-                    folders.append(Path(entry))
-                elif entry.name.endswith(SUFFIX) and stat.S_ISREG((status := entry.stat()).st_mode):
-                    yield Path(entry), status

@@ -2,16 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from model_cache import layout
-from schemas.model_ref import MAX_NAME_BYTES, SUFFIX
-
-SHORT_HASH_DIGITS = 10
-"""Digits of A1111's short hash, the one in a title. Source: A1111 1.10.1, modules/sd_models.py."""
+from schemas.model_ref import MAX_NAME_BYTES, SUFFIX, stem_of
 
 
 class Placed(Protocol):
@@ -28,33 +25,44 @@ class Placed(Protocol):
         ...
 
     @property
-    def published(self) -> bool:
-        """Whether we published it, or could have: then nobody else gets its stem."""
+    def place(self) -> str:
+        """`models/Lora/sub/stem`: where it is below the volume, the image or the cache."""
+        ...
+
+    @property
+    def claim(self) -> int | None:
+        """The lower, the sooner it gets its stem, and nobody else; None: only if no other has it."""
         ...
 
 
 File = TypeVar("File", bound=Placed)
 
 
-def unique_names(volume: Path, files: Sequence[File]) -> dict[str, File]:
+def unique_names(files: Collection[File]) -> dict[str, File]:
     """Return name -> file for the files of one kind; no two files have one name.
 
-    A published file is called by its stem, and so is every other whose stem is its own. The rest
-    are called by their path, as A1111 does with sub-folders (`sub_stem`); a number decides where
-    even that is not enough. So a file that appears elsewhere never takes another's name.
+    A file with a claim (baked, then published) is called by its stem, and so is every other whose
+    stem is its own. The rest are called by their path, as A1111 does with sub-folders (`sub_stem`);
+    a number decides where even that is not enough. So a file that appears elsewhere never takes
+    another's name.
     """
-    stems = Counter(_plain(file.path.name.removesuffix(SUFFIX)) for file in files)
+    stems = Counter(stem(file) for file in files)
     named: dict[str, File] = {}
     others = []
-    for file in sorted(files, key=lambda file: (not file.published, str(file.path))):
-        stem = _plain(file.path.name.removesuffix(SUFFIX))
-        if stem not in named and (file.published or stems[stem] == 1):
-            named[stem] = file
+    for file in sorted(files, key=_order):
+        name = stem(file)
+        if name not in named and (file.claim is not None or stems[name] == 1):
+            named[name] = file
         else:
             others.append(file)
     for file in others:
-        named[next(name for name in _path_names(volume, file) if name not in named)] = file
+        named[next(name for name in _path_names(file) if name not in named)] = file
     return named
+
+
+def stem(file: Placed) -> str:
+    """Return the name that a file would have if it were the only one."""
+    return _plain(stem_of(file.path.name))
 
 
 def spellings(relative: str) -> tuple[str, ...]:
@@ -62,15 +70,25 @@ def spellings(relative: str) -> tuple[str, ...]:
 
     Source: A1111 1.10.1, modules/sd_models.py, CheckpointInfo.
     """
-    stem = relative.rpartition("/")[2]
-    return tuple(dict.fromkeys((relative, relative.replace("/", "_"), stem)))
+    last = relative.rpartition("/")[2]
+    return tuple(dict.fromkeys((relative, relative.replace("/", "_"), last)))
 
 
-def _path_names(volume: Path, file: Placed) -> Iterator[str]:
+def _order(file: Placed) -> tuple[bool, int, bool, str]:
+    """Sort by claim; of `x.safetensors` and `x.pt` the first is what a name should mean."""
+    return (
+        file.claim is None,
+        file.claim or 0,
+        file.path.suffix != SUFFIX,
+        str(file.path),
+    )
+
+
+def _path_names(file: Placed) -> Iterator[str]:
     """Yield names made from where a file is, from the shortest to ones that always work."""
     if "/" in file.relative:
         yield _plain(file.relative)
-    whole = _plain(file.path.relative_to(volume).as_posix().removesuffix(SUFFIX))
+    whole = _plain(file.place)
     yield whole
     for number in count(2):
         yield f"{whole}-{number}"

@@ -23,8 +23,17 @@ log = logging.getLogger(__name__)
 
 STALE_AFTER_S = 24 * 3600
 _BUFFER_BYTES = 1 << 20
+_LEFT_BEHIND = (".part", ".json", ".new")
 # What a file system answers that has no hard links, or no more of them for this file.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
+
+
+class PartLostError(Exception):
+    """The private file of this process was deleted by another one, which took it for dead.
+
+    Whoever did that fetched the same thing, so it is time to look again for what is there. Never
+    shown to a caller.
+    """
 
 
 @dataclass(frozen=True)
@@ -80,21 +89,33 @@ def place(part: Path, final: Path) -> bool:
     publishing the same name in the same moment can meet.
 
     Raises:
+        PartLostError: there is no file `part` any more.
         VolumeError: the disk refused.
     """
     with disk_errors():
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(part, final)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            if os.path.lexists(final):
+            if not _named(part, final):
                 return False
-            part.rename(final)
+        except FileNotFoundError:
+            if os.path.lexists(part):
+                raise
+            raise PartLostError(part.name) from None
         _sync_folder(final.parent)
+    return True
+
+
+def _named(part: Path, final: Path) -> bool:
+    try:
+        os.link(part, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(final):
+            return False
+        part.rename(final)
     return True
 
 
@@ -114,16 +135,30 @@ def second_name(existing: Path, final: Path) -> bool:
 
 
 def sweep(volume: Path) -> None:
-    """Delete what fetches left behind that ended more than 24 hours ago; fails in silence."""
+    """Delete what fetches left behind that ended more than 24 hours ago; fails in silence.
+
+    A part and its journal go together, and only when neither was written to for so long: a fetch
+    that lives writes one of them every few seconds.
+    """
+    folder = layout.tmp_folder(volume)
+    written: dict[str, float] = {}
+    names: list[str] = []
     try:
-        parts = list(os.scandir(layout.tmp_folder(volume)))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(_LEFT_BEHIND):
+                    with suppress(OSError):  # Somebody finished in this moment.
+                        time_of = entry.stat(follow_symlinks=False).st_mtime
+                        stem = entry.name.rpartition(".")[0]
+                        written[stem] = max(time_of, written.get(stem, 0.0))
+                        names.append(entry.name)
     except OSError:
         return  # Nothing was ever fetched, or the volume is away: an ensure will say so.
-    for part in parts:
-        with suppress(OSError):  # Another worker sweeps as well, or the volume is read-only.
-            stale = time.time() - part.stat(follow_symlinks=False).st_mtime > STALE_AFTER_S
-            if stale and part.name.endswith(".part"):
-                Path(part).unlink()
+    # The journal goes before its part: no journal may speak of what is not there.
+    for name in sorted(names):
+        if time.time() - written[name.rpartition(".")[0]] > STALE_AFTER_S:
+            with suppress(OSError):  # Another worker sweeps as well, or the volume is read-only.
+                (folder / name).unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """Which file a reference means, and what is left to do to have it. Pure: decides, does nothing.
 
-A digest that the caller gives decides over everything, then the source that a file came from, then
-its name. A file whose digest nobody knows is hashed before it is told from another; one that people
-put there under the very name that is asked for is used, with a warning.
+A digest that the caller gives decides over everything, then one that the source declares, then the
+source that a file came from, then its name. A file whose digest nobody knows is hashed before it is
+told from another; one that people put there under the very name that is asked for is used, with a
+warning.
 """
 
 import difflib
@@ -13,11 +14,13 @@ from typing import TypeAlias
 
 from model_cache import layout
 from model_cache.inventory import Inventory
-from model_cache.models import CachedModel
+from model_cache.models import CachedModel, Origin
 from schemas.errors import ModelCorruptError, ModelNotFoundError
-from schemas.model_ref import Kind, ModelRef
+from schemas.model_ref import SUFFIX, HashForm, Kind, ModelRef, hash_form
 
-_TITLE = re.compile(r"(?P<name>.+?)(\.safetensors)? \[(?P<hash>[0-9a-fA-F]{10})\]$")
+_TITLE = re.compile(r"(?P<name>.+?)(\.(safetensors|ckpt))? \[(?P<hash>[0-9a-fA-F]{10})\]$")
+# Not ours to give names to: in the image, and in a folder that the platform keeps.
+_ELSEWHERE = {Origin.BAKED, Origin.HUB}
 _MOST_LISTED = 3
 _NEAR_RATIO = 0.6
 
@@ -53,22 +56,48 @@ class Fetch:
 Choice: TypeAlias = Use | Link | Hash | Fetch
 
 
-def choose(ref: ModelRef, source: str, inventory: Inventory) -> Choice:
-    """Return what to do for `ref`; `source` is the source key of its URL, empty without one.
+@dataclass(frozen=True)
+class Wanted:
+    """A reference, and what is known by now of the file that it means."""
+
+    kind: Kind
+    name: str | None
+    """What it is called, or shall be called; None: whatever its source calls it."""
+    label: str
+    """What messages call it."""
+    keys: tuple[str, ...] = ()
+    """Source keys that mean it, most exact first; empty for a name alone."""
+    hash: str | None = None
+    """As the caller gave it: 64, 12 or 10 hex digits."""
+    sha256: str | None = None
+    """As the source declares it, once it was asked."""
+
+    is_fetchable: bool = False
+    """Whether there is a source to fetch it from; else it is here or nowhere."""
+
+    @classmethod
+    def of(cls, ref: ModelRef, keys: tuple[str, ...]) -> "Wanted":
+        """Return what `ref` wants before its source was asked; `keys` are those of its `url`."""
+        fetchable = ref.url is not None
+        return cls(ref.kind, ref.name, ref.label, keys, ref.hash, is_fetchable=fetchable)
+
+
+def choose(wanted: Wanted, inventory: Inventory) -> Choice:
+    """Return what to do to have what is wanted.
 
     Raises:
         ModelNotFoundError: it names a model that is not here, and gives no URL.
         ModelCorruptError: it names a model that is here, with a hash that is not that model's.
     """
-    same = _same(ref, source, inventory)
+    same = _same(wanted, inventory)
     if same:
-        return _known_bytes(ref, same, inventory)
-    if ref.url is None:
-        return _by_name(ref, inventory)
-    holder = inventory.named(ref.kind, ref.name) if ref.name is not None else None
+        return _known_bytes(wanted, same, inventory)
+    if not wanted.is_fetchable:
+        return _by_name(wanted, inventory)
+    holder = inventory.named(wanted.kind, wanted.name) if wanted.name is not None else None
     if holder is None:
         return Fetch()
-    return _by_holder(ref, holder)
+    return _by_holder(wanted, holder)
 
 
 def called_otherwise(kind: Kind, wanted: str, name: str) -> str:
@@ -76,76 +105,88 @@ def called_otherwise(kind: Kind, wanted: str, name: str) -> str:
     return f"The {kind} is called {name!r}: another file has the name {wanted!r}."
 
 
-def _same(ref: ModelRef, source: str, inventory: Inventory) -> tuple[CachedModel, ...]:
+def is_hashed(model: CachedModel, digest: str) -> bool:
+    """Tell whether enough is known of `model` to compare it with `digest`, of any form."""
+    if hash_form(digest) is not HashForm.AUTOV3 or model.path.suffix != SUFFIX:
+        return model.sha256 is not None
+    return model.sha256 is not None and bool(model.autov3 or model.sha256.startswith(digest))
+
+
+def _same(wanted: Wanted, inventory: Inventory) -> tuple[CachedModel, ...]:
     """Return the models that are known to be the one that is meant, whatever they are called."""
-    if ref.hash is not None:
-        return inventory.with_digest(ref.kind, ref.hash)
-    return inventory.from_source(ref.kind, source) if source else ()
+    digest = wanted.hash or wanted.sha256
+    if digest is not None and (same := inventory.with_digest(wanted.kind, digest)):
+        return same
+    if wanted.hash is not None:
+        return ()
+    for key in wanted.keys:
+        if same := inventory.from_source(wanted.kind, key):
+            return same
+    return ()
 
 
-def _known_bytes(ref: ModelRef, same: Sequence[CachedModel], inventory: Inventory) -> Choice:
+def _known_bytes(wanted: Wanted, same: Sequence[CachedModel], inventory: Inventory) -> Choice:
     """Choose among models with the very bytes that are meant, at least one."""
-    wanted = ref.name or same[0].name
+    name = wanted.name or same[0].name
     # By any spelling: `sub/name` and a title mean a file that may be called otherwise.
-    holder = inventory.named(ref.kind, wanted) or _found(ref.kind, wanted, inventory)
+    holder = inventory.named(wanted.kind, name) or _found(wanted.kind, name, inventory)
     if holder is not None and holder in same:
         return Use(holder)
-    if "/" in wanted:
-        return Use(same[0], called_otherwise(ref.kind, wanted, same[0].name))
+    if "/" in name or same[0].origin in _ELSEWHERE:
+        return Use(same[0], called_otherwise(wanted.kind, name, same[0].name))
     if holder is None:
-        return Link(same[0], wanted)
-    return _beside(ref, wanted, same, holder)
+        return Link(same[0], name)
+    return _beside(wanted, name, same, holder)
 
 
-def _beside(ref: ModelRef, wanted: str, same: Sequence[CachedModel], holder: CachedModel) -> Choice:
+def _beside(wanted: Wanted, name: str, same: Sequence[CachedModel], holder: CachedModel) -> Choice:
     """Choose where the wanted name belongs to `holder`, which is not known to have those bytes."""
-    name = layout.beside(wanted, str(same[0].sha256))
-    warning = called_otherwise(ref.kind, wanted, name)
+    other = layout.beside(name, str(same[0].sha256))
     for model in same:
-        if model.name == name:
-            return Use(model, warning)
-    if ref.hash is not None and holder.sha256 is None:
+        if model.name == other:
+            return Use(model, called_otherwise(wanted.kind, name, other))
+    if wanted.hash is not None and not is_hashed(holder, wanted.hash):
         return Hash(holder)
-    if ref.url is None:
-        raise _other_digest(ref, holder)
-    return Link(same[0], name)
+    if not wanted.is_fetchable:
+        raise _other_digest(wanted, holder)
+    return Link(same[0], other)
 
 
-def _by_holder(ref: ModelRef, holder: CachedModel) -> Choice:
-    """Choose for a URL whose name belongs to `holder`, which is not known to come from there."""
-    if ref.hash is not None:
-        return Hash(holder) if holder.sha256 is None else Fetch()
+def _by_holder(wanted: Wanted, holder: CachedModel) -> Choice:
+    """Choose for a source whose name belongs to `holder`, which is not known to come from there."""
+    if wanted.hash is not None:
+        return Fetch() if is_hashed(holder, wanted.hash) else Hash(holder)
     if holder.source:
         return Fetch()
     return Use(
         holder,
-        f"The {ref.kind} {holder.name!r} is on the volume with no record of where it came from; it "
-        "is used as it is, and was not compared with the URL.",
+        f"The {wanted.kind} {holder.name!r} is here with no record of where it came from; it is "
+        "used as it is, and was not compared with the source.",
     )
 
 
-def _other_digest(ref: ModelRef, model: CachedModel) -> ModelCorruptError:
+def _other_digest(wanted: Wanted, model: CachedModel) -> ModelCorruptError:
     return ModelCorruptError(
-        f"The {ref.kind} {model.name!r} has the SHA-256 {model.sha256}, not {ref.hash}.",
+        f"The {wanted.kind} {model.name!r} has the SHA-256 {model.sha256}, not {wanted.hash}.",
         hint="Give its URL to have the right file fetched beside it, or correct the hash.",
     )
 
 
-def _by_name(ref: ModelRef, inventory: Inventory) -> Choice:
-    text = ref.name or ""
-    model = inventory.find(ref.kind, text)
+def _by_name(wanted: Wanted, inventory: Inventory) -> Choice:
+    text = wanted.name or ""
+    model = inventory.find(wanted.kind, text)
     if model is not None:
-        if ref.hash is None:
+        if wanted.hash is None:
             return Use(model)
-        if model.sha256 is None:
+        if not is_hashed(model, wanted.hash):
             return Hash(model)
-        raise _other_digest(ref, model)
+        raise _other_digest(wanted, model)
     if match := _TITLE.match(text):
-        model = inventory.find(ref.kind, match["name"])
+        model = inventory.find(wanted.kind, match["name"])
         if model is not None:
             return _by_title(model, match["hash"])
     raise ModelNotFoundError(
-        f"There is no {ref.kind} called {text!r}.", hint=_near(ref.kind, text, inventory)
+        f"There is no {wanted.kind} called {text!r}.", hint=_near(wanted.kind, text, inventory)
     )
 
 

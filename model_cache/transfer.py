@@ -1,354 +1,252 @@
-"""Bytes from a URL into an open file: one stream, hashed as it goes, resumed where that is safe.
+"""Bytes from a URL into a private file: over several connections, hashed as they land, resumed.
 
-Knows nothing of model formats or of where the file will be published. A connection that breaks is
-tried again, by Range when the host gave a strong ETag and from the start otherwise. Memory: one
-chunk of 1 MiB.
+Knows nothing of model formats or of where the file will be published.
+
+The first request asks for the first segment, so a small file takes one request. From the answer
+follow size, version (a strong ETag) and whether the host gives parts; then as many connections take
+segments as make it faster. A host that gives no parts is read as one stream. What another process
+began and could not finish is copied from its file at the same time.
+
+Memory: at most `stream.CHUNK_BYTES` (1 MiB) for each connection, copier and hasher; nothing waits
+in memory for its turn. With 16 connections that is less than 20 MiB beside what Python itself and
+the libraries take.
+
+Source: RFC 9110 sections 13.1.5 (If-Range), 14 (Range), 15.3.7 (206).
 """
 
-import hashlib
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO
-from urllib.parse import urljoin, urlsplit
 
-import requests
-import urllib3
-
-from model_cache import answers
+from model_cache import stream
 from model_cache.answers import TryAgainError
-from model_cache.disk import disk_errors
+from model_cache.connections import Share
+from model_cache.crew import Crew, Meter
+from model_cache.digests import Digests
 from model_cache.download import Download
-from model_cache.guard import BlockedAddressError, WebSession
-from model_cache.models import REPORT_EVERY_S, Progress
-from model_cache.urls import origin, place
+from model_cache.limits import Limits, Watch
+from model_cache.partial import Leftover, Part
+from model_cache.publish import PartLostError
+from model_cache.ranges import SEGMENT_BYTES, Plan, Spans
+from model_cache.stream import Offer, Source, StartOverError
+from model_cache.urls import place
+from model_cache.web import Web
 from schemas.errors import (
-    DownloadBudgetExceededError,
-    DownloadIncompleteError,
-    InvalidInputError,
-    JobCancelledError,
-    SourceUnavailableError,
+    ModelCorruptError,
+    SourceError,
+    VolumeError,
+    VolumeFullError,
 )
-from schemas.settings import CacheSettings
 
-CHUNK_BYTES = 1 << 20
-FIRST_BYTES = 512
-MAX_REDIRECTS = 5
-# A host that asks for more patience than this gets none: the error comes at once.
-MAX_RETRY_AFTER_S = 60
-CONNECT_TIMEOUT_S = 10
-# Plain on purpose: a browser's name makes Civitai redirect its errors to a page.
-# Source: civitai/civitai, src/server/utils/request-helpers, isRequestFromBrowser.
-_HEADERS = {"User-Agent": "a1111-worker/0.1", "Accept": "*/*", "Accept-Encoding": "identity"}
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_WATCH_EVERY_S = 0.1
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much one fetch may cost."""
-
-    max_bytes: int
-    max_s: float
-    stall_s: float
-    """Longest silence of a connection."""
-    allow_private_hosts: bool = False
-    """Also: plain http."""
-    tries: int = 3
-    """Failures in a row, each with less than one new chunk to show for it, that end the fetch."""
-    pause_s: float = 0.5
-    """Before the second try; doubles each time."""
-
-    @classmethod
-    def of(cls, settings: CacheSettings) -> "Limits":
-        """Take the limits from the settings."""
-        return cls(
-            max_bytes=int(settings.max_download_gb * 1e9),
-            max_s=settings.max_download_s,
-            stall_s=settings.stall_s,
-            allow_private_hosts=settings.allow_private_hosts,
-        )
+_TICK_S = 0.05
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came."""
+    """What came, and is in the part from its first byte to its last."""
 
     sha256: str
+    autov3: str
+    """12 hex digits; empty unless `Watch.want_autov3`, and without a meaning for what is no
+    safetensors file."""
     size_bytes: int
     received_bytes: int
     """What came over the network, repeated parts included."""
+    resumed_bytes: int
+    """What was copied from what another process had begun."""
     file_name: str
     """What the host calls it: hostile text."""
 
 
-@dataclass(frozen=True)
-class Watch:
-    """What a fetch reports to, and what it looks at before a byte is kept."""
+def fetch(download: Download, part: Part, limits: Limits, watch: Watch) -> Fetched:
+    """Write the bytes of `download` to `part`, which must be new, and tell what they are.
 
-    cancelled: threading.Event
-    progress: Callable[[Progress], None] | None = None
-    """Called at most four times a second, and at the end."""
-    look: Callable[[bytes], None] | None = None
-    """Called once with the first bytes; raises if they are not worth the rest."""
-
-
-def fetch(download: Download, into: BinaryIO, limits: Limits, watch: Watch) -> Fetched:
-    """Write the bytes of `download` to `into`, which must be empty and seekable.
+    What `download` declares, size and SHA-256, holds for what came. The part is not sealed.
 
     Raises:
         JobCancelledError: `watch.cancelled` was set; noticed within a fraction of a second, also
-            while the host is silent.
-        DownloadBudgetExceededError: more bytes than `max_bytes`, or longer than `max_s`.
-        DownloadIncompleteError: the connection broke, or was silent, too often.
+            while hosts are silent.
+        DownloadBudgetExceededError: more bytes, or longer, than the job's allowance.
+        DownloadIncompleteError: a connection broke, or was silent, too often; the file changed at
+            its source again and again.
         SourceUnavailableError, SourceQuotaError: 5xx or unreachable; 429.
         ModelAccessDeniedError, ModelNotFoundError, ModelUnsafeError: see `answers.require_file`.
+        ModelCorruptError: what came is not what was declared; carries both.
         InvalidInputError: the URL, or one that it redirects to, may not be asked.
-        VolumeError: the disk refused.
+        VolumeFullError: no room; also what `watch.make_room` raises.
+        VolumeError: another refusal of the disk.
+        PartLostError: somebody else fetched the same thing and deleted the part.
     """
-    run = _Fetch(download, limits, watch, _Partial(into), time.monotonic() + limits.max_s)
-    with WebSession(allow_private=limits.allow_private_hosts) as session, run.guarding(session):
-        failures = 0
-        while True:
-            best = run.partial.best
-            try:
-                return run.attempt(session)
-            except TryAgainError as failure:
-                run.require_time()
-                moved_on = run.partial.best - best >= CHUNK_BYTES
-                failures = 1 if moved_on else failures + 1
-                pause_s = failure.after_s or limits.pause_s * 2 ** (failures - 1)
-                if failures >= limits.tries or pause_s > MAX_RETRY_AFTER_S:
-                    raise failure.error from None
-                watch.cancelled.wait(min(pause_s, run.left_s))
-
-
-@dataclass
-class _Partial:
-    """The part of the file that is there."""
-
-    file: BinaryIO
-    done: int = 0
-    best: int = 0
-    received: int = 0
-    total: int | None = None
-    etag: str = ""
-    sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-
-    def restart(self) -> None:
-        with disk_errors():
-            self.file.seek(0)
-            self.file.truncate()
-        self.done, self.total, self.etag, self.sha256 = 0, None, "", hashlib.sha256()
-
-    def write(self, chunk: bytes) -> None:
-        with disk_errors():
-            self.file.write(chunk)
-        self.sha256.update(chunk)
-        self.done += len(chunk)
-        self.received += len(chunk)
-        self.best = max(self.best, self.done)
+    web = Web(
+        stall_s=limits.stall_s,
+        allow_private_hosts=limits.allow_private_hosts,
+        allowed_hosts=limits.allowed_hosts,
+        require=lambda: watch.require_time(download),
+    )
+    share = watch.connections.join()
+    try:
+        with web.watching():
+            return _Fetch(Source(web, download), part, limits, watch, share).run()
+    finally:
+        share.leave()
 
 
 @dataclass
 class _Fetch:
     """One fetch, over all of its attempts."""
 
-    download: Download
+    source: Source
+    part: Part
     limits: Limits
     watch: Watch
-    partial: _Partial
-    deadline: float
-    """On the monotonic clock."""
-    reported_at: float = 0.0
+    share: Share
+    meter: Meter = field(init=False)
+    whole: bool = False
+    """The host is not to be asked for parts: it gave others."""
+    fresh: bool = False
+    """Nothing that others left is to be used."""
+    roomed: int | None = None
+    """The size that room was made for."""
 
-    @property
-    def left_s(self) -> float:
-        return max(0.0, self.deadline - time.monotonic())
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.watch, place(self.source.download.url))
 
-    def require_time(self) -> None:
-        """Raise if the job was cancelled, or its time is over."""
-        if self.watch.cancelled.is_set():
-            raise JobCancelledError("The job was cancelled while a model was fetched.")
-        if self.left_s <= 0:
-            raise DownloadBudgetExceededError(
-                f"{place(self.download.url)} took longer than {self.limits.max_s:g} s.",
-                hint="Raise A1111_CACHE_MAX_DOWNLOAD_S, or put the file on the volume beforehand.",
-            )
+    def run(self) -> Fetched:
+        failures = 0
+        while True:
+            try:
+                return self._attempt()
+            except StartOverError as over:
+                failures += 1
+                pause_s = self.limits.pause_s_after(TryAgainError(over.error), failures)
+                self.whole = self.whole or over.whole
+                self.part.start_over()
+                self._rest(pause_s)
 
-    @contextmanager
-    def guarding(self, session: WebSession) -> Iterator[None]:
-        """Cut the session's connections when the job is cancelled or the time is over.
-
-        A thread that waits for a silent host looks at nothing; this one looks for it.
-        """
-        finished = threading.Event()
-
-        def cut_when_over() -> None:
-            while not finished.wait(_WATCH_EVERY_S):
-                if self.watch.cancelled.is_set() or self.left_s <= 0:
-                    session.cut()
-
-        watcher = threading.Thread(target=cut_when_over, name="fetch-watch", daemon=True)
-        watcher.start()
+    def _attempt(self) -> Fetched:
+        """Fetch what the source has now."""
+        offer = self._offer()
         try:
-            yield
+            plan, leftovers = self._prepared(offer)
+        except BaseException:
+            offer.response.close()
+            self.meter.settle()
+            raise
+        crew = Crew(
+            *(self.source, offer, self.part, plan, self.limits, self.watch, self.meter, self.share),
+            ranges=not self.whole,
+        )
+        try:
+            digests = crew.bring(leftovers)
+        except SourceError:
+            self._keep(plan, leftovers)
+            raise
+        except VolumeFullError as error:
+            self._without(leftovers, error)
+            raise
         finally:
-            finished.set()
-            watcher.join()
-
-    def attempt(self, session: WebSession) -> Fetched:
-        """Fetch what is missing, or raise `TryAgainError` or the error to end with."""
-        with closing(self._ask(session)) as response:
-            if response.status_code == 416:
-                self.partial.restart()
-                raise self._broken("did not take up where it stopped")
-            answers.require_file(response, self.download)
-            self._take_up(response)
-            for chunk in self._chunks(response):
-                self.require_time()
-                if self.partial.done == 0 and self.watch.look is not None:
-                    self.watch.look(chunk)
-                self.partial.write(chunk)
-                self._require_size(self.partial.done)
-                self._report()
-        self.require_time()
-        if self.partial.total not in {None, self.partial.done}:
-            raise self._broken(f"stopped at {self.partial.done} of {self.partial.total} bytes")
-        self._report(last=True)
+            self.meter.settle()
+        size = plan.done.total
+        self._require_size(size)
+        self._require_digest(digests, leftovers)
+        self.watch.report(size, size, last=True)
         return Fetched(
-            self.partial.sha256.hexdigest(),
-            self.partial.done,
-            self.partial.received,
-            answers.file_name(response, self.download.url),
+            *(digests.sha256, digests.autov3, size, self.meter.received, crew.copied, offer.name)
         )
 
-    def _take_up(self, response: requests.Response) -> None:
-        """Get ready for the bytes of this answer: at the end of what is there, or at the start."""
-        partial = self.partial
-        span = answers.span(response)
-        etag = answers.strong_etag(response)
-        if response.status_code == 206:
-            fits = span is not None and (span.start, span.total) == (partial.done, partial.total)
-            if not fits or etag not in {"", partial.etag}:
-                partial.restart()
-                raise self._broken("resumed at another place, or with another file")
-            return
-        partial.restart()
-        partial.etag = etag
-        partial.total = span.total if span is not None else None
-        if partial.total is not None:
-            self._require_size(partial.total)
+    def _offer(self) -> Offer:
+        """Return the first answer; raise as soon as the job ends."""
+        with ThreadPoolExecutor(1, thread_name_prefix="fetch-first") as pool:
+            first = pool.submit(self._first)
+            try:
+                while not first.done():
+                    wait([first], _TICK_S)
+                    self.watch.require_time(self.source.download)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            try:
+                return first.result()
+            finally:
+                del first  # An error that holds a frame that holds the error keeps sockets open.
 
-    def _ask(self, session: WebSession) -> requests.Response:
-        """Send the request and follow redirects, each of which is checked like the first URL."""
-        headers = dict(_HEADERS)
-        if self.partial.done and self.partial.etag and self.partial.total is not None:
-            headers |= {"Range": f"bytes={self.partial.done}-", "If-Range": self.partial.etag}
-        url, authorization = self.download.url, self.download.authorization
-        for _ in range(MAX_REDIRECTS + 1):
-            self.require_time()
-            self._require_scheme(url)
-            response = self._get(session, url, headers | _credentials(authorization))
-            target = response.headers.get("Location")
-            if response.status_code not in _REDIRECTS or not target:
-                return response
-            response.close()
-            previous, url = url, _joined(url, target)
-            if origin(url) != origin(previous):
-                authorization = ""  # For good, even if a later hop leads back.
-        raise SourceUnavailableError(
-            f"{place(self.download.url)} redirects more than {MAX_REDIRECTS} times."
-        )
+    def _first(self) -> Offer:
+        failures = 0
+        while True:
+            try:
+                size = self.limits.segment_bytes or SEGMENT_BYTES
+                return stream.first(self.source, size, whole=self.whole)
+            except TryAgainError as failure:
+                self.watch.require_time(self.source.download)
+                failures += 1
+                self._rest(self.limits.pause_s_after(failure, failures))
 
-    def _get(self, session: WebSession, url: str, headers: dict[str, str]) -> requests.Response:
-        # The texts of these exceptions hold the whole URL, signature included: none is kept.
-        try:
-            return session.get(
-                url,
-                headers=headers,
-                stream=True,
-                allow_redirects=False,
-                timeout=(min(CONNECT_TIMEOUT_S, self.limits.stall_s), self.limits.stall_s),
-            )
-        except BlockedAddressError:
-            raise InvalidInputError(
-                f"{place(url)} is not at a public address.",
-                hint="Models are fetched from the internet only, unless "
-                "A1111_CACHE_ALLOW_PRIVATE_HOSTS is set.",
-                field="url",
-            ) from None
-        except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-            self.require_time()
-            failure = SourceUnavailableError(
-                f"{place(url)} {_how(error)}.", hint="Try again later."
-            )
-            raise TryAgainError(failure) from None
-        except (requests.RequestException, ValueError):
-            raise InvalidInputError(f"{place(url)} cannot be asked.", field="url") from None
+    def _prepared(self, offer: Offer) -> tuple[Plan, list[Leftover]]:
+        """Make sure that the file may come and has room, and find what others left of it."""
+        total = offer.span.total
+        # A host that gives no parts is read to the end by one connection.
+        plan = Plan(total, self.limits.segment_bytes if offer.in_parts else total)
+        leftovers = list[Leftover]()
+        if total is not None:
+            self._require_size(total)
+            if offer.etag and offer.in_parts and not self.fresh:
+                fitting = (offer.etag, total)
+                leftovers = [
+                    left for left in self.part.leftovers() if (left.etag, left.size) == fitting
+                ]
+            there = Spans(span for left in leftovers for span in left.done)
+            self.meter.take(total - there.total)
+            if self.watch.make_room is not None and self.roomed != total:
+                self.watch.make_room(total)
+                self.roomed = total
+        self.part.begin(total, offer.etag)
+        return plan, leftovers
 
-    def _chunks(self, response: requests.Response) -> Iterator[bytes]:
-        """Yield what comes, as it comes; the first chunk is long enough to be looked at."""
-        try:
-            yield response.raw.read(FIRST_BYTES, decode_content=False)
-            while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
-                yield chunk
-        except (urllib3.exceptions.HTTPError, OSError):
-            self.require_time()
-            raise self._broken(f"broke off after {self.partial.done} bytes") from None
+    def _keep(self, plan: Plan, leftovers: list[Leftover]) -> None:
+        """Leave what came to the next try, and drop what it contains."""
+        # An error is on its way that tells more than what the disk says now.
+        with suppress(VolumeError, PartLostError):
+            self.part.save(plan.spans())
+            for leftover in leftovers:
+                if self.part.saved_bytes and Spans([*plan.done, *leftover.done]).total == (
+                    plan.done.total
+                ):
+                    leftover.delete()
 
-    def _broken(self, how: str) -> TryAgainError:
-        return TryAgainError(
-            DownloadIncompleteError(
-                f"{place(self.download.url)} {how}.",
-                hint="Try again later.",
-                received_bytes=self.partial.done,
-            )
-        )
+    def _without(
+        self, leftovers: list[Leftover], error: ModelCorruptError | VolumeFullError
+    ) -> None:
+        """Start over without `leftovers`, if there are any: they are in the way, or damaged."""
+        if leftovers:
+            self.fresh = True
+            for leftover in leftovers:
+                leftover.delete()
+            raise StartOverError(error)
+
+    def _rest(self, pause_s: float) -> None:
+        self.watch.cancelled.wait(min(pause_s, self.watch.allowance.left_s))
 
     def _require_size(self, size: int) -> None:
-        if size > self.limits.max_bytes:
-            raise DownloadBudgetExceededError(
-                f"{place(self.download.url)} has {size} bytes or more.",
-                hint=f"A1111_CACHE_MAX_DOWNLOAD_GB allows {self.limits.max_bytes / 1e9:g} GB.",
-                size_bytes=size,
-                limit_bytes=self.limits.max_bytes,
+        """Raise if the file has not the size that its source declared."""
+        declared = self.source.download.size_bytes
+        if declared not in {None, size}:
+            raise ModelCorruptError(
+                f"{place(self.source.download.url)} has {size} bytes, not {declared} as declared.",
+                hint="The file was replaced at its source, or a host between serves another one.",
+                expected=declared,
+                actual=size,
             )
 
-    def _require_scheme(self, url: str) -> None:
-        if urlsplit(url).scheme not in ({"https", "http"} if self._http_too else {"https"}):
-            raise InvalidInputError(
-                f"{place(url)} is not asked for by https, or redirects to what is not.", field="url"
+    def _require_digest(self, digests: Digests, leftovers: list[Leftover]) -> None:
+        """Raise if the file has not the SHA-256 that its source declared."""
+        declared = self.source.download.sha256
+        if declared not in {None, digests.sha256}:
+            error = ModelCorruptError(
+                f"{place(self.source.download.url)} gave bytes with the SHA-256 {digests.sha256}, "
+                f"not {declared} as declared.",
+                hint="The file was replaced at its source, or damaged on the way; try again.",
+                expected=declared,
+                actual=digests.sha256,
             )
-
-    @property
-    def _http_too(self) -> bool:
-        return self.limits.allow_private_hosts
-
-    def _report(self, *, last: bool = False) -> None:
-        now = time.monotonic()
-        if self.watch.progress is not None and (last or now - self.reported_at > REPORT_EVERY_S):
-            self.reported_at = now
-            self.watch.progress(Progress(self.partial.done, self.partial.total))
-
-
-def _credentials(authorization: str) -> dict[str, str]:
-    return {"Authorization": authorization} if authorization else {}
-
-
-def _how(error: Exception) -> str:
-    """Say in our own words how a host could not be reached."""
-    if isinstance(error, requests.exceptions.SSLError):
-        return "does not prove its name with a certificate that we trust"
-    if isinstance(error, requests.exceptions.ReadTimeout):
-        return "took the request and did not answer"
-    return "could not be reached"
-
-
-def _joined(url: str, target: str) -> str:
-    try:
-        return urljoin(url, target)
-    except ValueError:
-        return target  # Broken; the check of the next hop says so.
+            self._without(leftovers, error)
+            raise error

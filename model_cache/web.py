@@ -7,7 +7,7 @@ means.
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -32,9 +32,27 @@ class Answer:
     """A response, open, its body unread, and where it came from after all redirects."""
 
     response: requests.Response
-    url: str
-    authorization: str
+    url: str = field(repr=False)
+    """May be signed: never to be shown."""
+    authorization: str = field(repr=False)
     """What that URL was allowed to see."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One request on the way from the first URL to the answer."""
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str]
+    authorization: str = field(repr=False)
+
+    def to(self, target: str) -> "_Step":
+        """Return the request that follows a redirect to `target`."""
+        url = _joined(self.url, target)
+        # Dropped for good, even if a later hop leads back.
+        authorization = self.authorization if origin(url) == origin(self.url) else ""
+        return replace(self, url=url, authorization=authorization)
 
 
 class Web:
@@ -64,8 +82,13 @@ class Web:
         self._require = require
         self._allowed_hosts = allowed_hosts
 
+    def cut(self) -> None:
+        """Break every connection that is open; their readers get an error, and may ask again."""
+        self._session.cut()
+
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, those that are being read too; no other is made after that."""
+        self._session.shut()
         self._session.close()
 
     @contextmanager
@@ -111,33 +134,40 @@ class Web:
             Exception: what `require` raises.
         """
         self._require_allowed(url)
-        first, left = url, redirects
+        return self._walk(_Step(method, url, headers, authorization), redirects)
+
+    def ask_again(self, url: str, authorization: str, headers: Mapping[str, str]) -> Answer:
+        """Ask where an earlier answer came from, its `url` and `authorization`, for more of it.
+
+        As `ask`, but without `allowed_hosts`: an allowed host has led there.
+        """
+        return self._walk(_Step("GET", url, headers, authorization), MAX_REDIRECTS)
+
+    def _walk(self, step: "_Step", redirects: int) -> Answer:
+        first, left = step.url, redirects
         while True:
             self._require()
-            self._require_scheme(url)
-            response = self._send(
-                method, url, {**_HEADERS, **headers, **_credentials(authorization)}
-            )
+            self._require_scheme(step.url)
+            response = self._send(step)
             target = response.headers.get("Location")
             if response.status_code not in _REDIRECTS or not target or redirects == 0:
-                return Answer(response, url, authorization)
+                return Answer(response, step.url, step.authorization)
             response.close()
             left -= 1
             if left < 0:
                 raise SourceUnavailableError(
                     f"{place(first)} redirects more than {redirects} times."
                 )
-            previous, url = url, _joined(url, target)
-            if origin(url) != origin(previous):
-                authorization = ""  # For good, even if a later hop leads back.
+            step = step.to(target)
 
-    def _send(self, method: str, url: str, headers: dict[str, str]) -> requests.Response:
+    def _send(self, step: "_Step") -> requests.Response:
+        url = step.url
         # The texts of these exceptions hold the whole URL, signature included: none is kept.
         try:
             return self._session.request(
-                method,
+                step.method,
                 url,
-                headers=headers,
+                headers={**_HEADERS, **step.headers, **_credentials(step.authorization)},
                 stream=True,
                 allow_redirects=False,
                 timeout=(min(CONNECT_TIMEOUT_S, self._stall_s), self._stall_s),

@@ -122,6 +122,8 @@ class Generation(BaseModel):
     embeddings: list[Embedding] = Field(default_factory=list)
     refiner_checkpoint: Checkpoint | None = None
     tokens: dict[Literal["civitai", "huggingface"], SecretStr] = Field(default_factory=dict)
+    max_download_gb: Float | None = Field(None, gt=0)
+    max_download_s: Float | None = Field(None, gt=0)
 
     def webui_fields(self) -> dict[str, Any]:
         """Return what the caller set of A1111's own fields, and what we do not know, to be sent."""
@@ -203,6 +205,8 @@ OURS = frozenset(
         "refiner_checkpoint",
         "hr_checkpoint_name",
         "tokens",
+        "max_download_gb",
+        "max_download_s",
     }
 )
 Job = Txt2Img | Img2Img

@@ -3,7 +3,7 @@
 import re
 from enum import StrEnum
 from typing import Annotated, Any, NewType
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,9 @@ Sha256 = NewType("Sha256", str)
 """64 lower-case hex digits."""
 
 SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+"""Of files that run code when they are loaded; taken only where a setting says so."""
+SUFFIXES = (SUFFIX, *PICKLE_SUFFIXES)
 MAX_NAME_BYTES = 150  # 255 is the file system's limit; suffixes and temporary names need room
 
 
@@ -36,9 +39,42 @@ class Kind(StrEnum):
     HYPERNETWORK = "hypernetwork"
 
 
+class HashForm(StrEnum):
+    """What a hash is of; told from its number of digits."""
+
+    SHA256 = "sha256"
+    """64: the SHA-256 of the file."""
+    AUTOV2 = "autov2"
+    """10: the start of that, Civitai's AutoV2 and the short hash that A1111 shows for a checkpoint."""
+    AUTOV3 = "autov3"
+    """12: Civitai's AutoV3 and A1111's hash of a LoRA: of what follows the safetensors header."""
+
+
+# Source: A1111 1.10.1 modules/sd_models.py, CheckpointInfo.__init__ (10 digits), and
+# extensions-builtin/Lora/network.py, NetworkOnDisk.set_hash (12 digits);
+# civitai/civitai, prisma/schema.full.prisma, enum ModelHashType.
+_HASH_FORMS = {64: HashForm.SHA256, 10: HashForm.AUTOV2, 12: HashForm.AUTOV3}
+
+# How a reference to something that is fetched begins; whatever else a bare string is, is a name.
+_URL_STARTS = ("https://", "http://", "hf:", "civitai:", "s3://", "urn:air:")
+
+
+def stem_of(name: str) -> str:
+    """Return the name of a file without the one suffix that makes it a model, if it has one."""
+    for suffix in SUFFIXES:
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return name
+
+
+def hash_form(digest: str) -> HashForm:
+    """Return what `digest`, the `hash` of a reference, is the hash of."""
+    return _HASH_FORMS[len(digest)]
+
+
 def _plain_name(name: str) -> str:
     """Accept `name`, `name.safetensors` and `folder/name`; refuse whatever could leave a folder."""
-    stem = name.removesuffix(SUFFIX)
+    stem = stem_of(name)
     parts = stem.split("/")
     if not stem.strip():
         raise ValueError("a name must not be empty")
@@ -53,22 +89,38 @@ def _plain_name(name: str) -> str:
     return stem
 
 
-def _web_url(url: str) -> str:
+def _source_url(url: str) -> str:
+    """Accept what names a place on the web; `model_cache.sources` reads it in full."""
     parts = urlsplit(url)
-    if parts.scheme not in {"https", "http"} or not parts.hostname:
-        raise ValueError("a URL must begin with https:// and name a host")
+    _require_place(url, parts)
     if parts.username or parts.password:
         raise ValueError("a URL must not carry a user name or password")
-    if not url.isprintable() or " " in url:
+    if not url.isprintable() or (" " in url and parts.scheme in {"https", "http"}):
         raise ValueError("a URL must not contain spaces or control characters")
     return url
 
 
-def _sha256(digest: str) -> str:
-    plain = digest.strip().lower().removeprefix("sha256:")
-    if not re.fullmatch(r"[0-9a-f]{64}", plain):
-        raise ValueError("a hash must be a SHA-256: 64 hex digits")
-    return plain
+def _require_place(url: str, parts: SplitResult) -> None:
+    if parts.scheme in {"https", "http"}:
+        if not parts.hostname:
+            raise ValueError("a URL must begin with https:// and name a host")
+    elif not url.lower().startswith(_URL_STARTS):
+        raise ValueError(
+            "a URL must begin with https:// and name a host, or be an hf:, civitai:, s3:// or "
+            "urn:air: reference"
+        )
+
+
+def _digest(text: str) -> str:
+    """Accept a hash in one of its forms, called by the form's name or not."""
+    form, _, plain = text.strip().lower().rpartition(":")
+    is_known = re.fullmatch(r"[0-9a-f]*", plain) and len(plain) in _HASH_FORMS
+    if is_known and form in {"", hash_form(plain)}:
+        return plain
+    raise ValueError(
+        "a hash must be a SHA-256 (64 hex digits), an AutoV2 or A1111 short hash (10), or an AutoV3 "
+        "(12)"
+    )
 
 
 def _blank_is_absent(value: object) -> object:
@@ -76,8 +128,8 @@ def _blank_is_absent(value: object) -> object:
 
 
 Name = Annotated[str, AfterValidator(_plain_name)]
-WebUrl = Annotated[str, AfterValidator(_web_url)]
-Digest = Annotated[str, AfterValidator(_sha256)]
+SourceUrl = Annotated[str, AfterValidator(_source_url)]
+Digest = Annotated[str, AfterValidator(_digest)]
 
 
 class ModelRef(BaseModel):
@@ -90,11 +142,20 @@ class ModelRef(BaseModel):
 
     kind: Kind
     name: Name | None = Field(None, description="File name without suffix.")
-    url: Annotated[WebUrl | None, BeforeValidator(_blank_is_absent)] = Field(
-        None, description="Where to fetch it from when it is not on the volume."
+    url: Annotated[SourceUrl | None, BeforeValidator(_blank_is_absent)] = Field(
+        None,
+        description="Where to fetch it from when it is not on the volume: an https:// URL, a page of "
+        "Hugging Face or Civitai, `hf:org/repo/path@revision`, `s3://bucket/key`, or an AIR.",
     )
     hash: Annotated[Digest | None, BeforeValidator(_blank_is_absent)] = Field(
-        None, description="SHA-256 of the whole file; anything else is refused."
+        None,
+        description="SHA-256 (64 hex digits), AutoV2 (10) or AutoV3 (12) of the file; another file "
+        "is refused.",
+    )
+    refresh: bool = Field(
+        False,
+        description="Look again at the source of a `url` whose meaning changes: a branch, a model's "
+        "page without a version.",
     )
 
     @model_validator(mode="after")
@@ -110,8 +171,11 @@ class ModelRef(BaseModel):
         """What to call it in messages; never the URL's query, which may hold a token."""
         if self.name is not None:
             return self.name
-        parts = urlsplit(self.url or "")
-        return f"{parts.hostname}{parts.path}"
+        url = self.url or ""
+        parts = urlsplit(url)
+        if parts.scheme in {"https", "http"}:
+            return f"{parts.hostname}{parts.path}"
+        return url.partition("?")[0]
 
 
 class LoraRef(ModelRef):
@@ -124,7 +188,7 @@ class LoraRef(ModelRef):
 def as_fields(value: Any, kind: Kind) -> Any:
     """Return the mapping that a reference is validated from: a bare string is a name or a URL."""
     if isinstance(value, str):
-        key = "url" if value.startswith(("https://", "http://")) else "name"
+        key = "url" if value.lower().startswith(_URL_STARTS) else "name"
         return {"kind": kind, key: value}
     if isinstance(value, dict):
         fields = {name: entry for name, entry in value.items() if entry is not None}

@@ -19,6 +19,8 @@ class ModelUsed(TypedDict):
     kind: str
     name: str
     sha256: str | None
+    checked: str
+    """Which `hash` of the request was compared with the file: `sha256`, `autov2`, `autov3`, or none."""
     cached: bool
     download_s: float
 

@@ -23,6 +23,16 @@ PERMITTED = [
 _unexplained: list[str] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--chaos",
+        type=float,
+        default=0.05,
+        metavar="FACTOR",
+        help="scale of the tests in tests/chaos: 1 for the figures of `make chaos`",
+    )
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")

@@ -1,11 +1,12 @@
 """The folder that A1111 is shown: one link per model file, under a name that a tag can carry.
 
     <links>/Stable-diffusion/deliberate_v6.safetensors -> /runpod-volume/models/checkpoints/…
-    <links>/Lora/  VAE/  embeddings/  ControlNet/  ESRGAN/  hypernetworks/
+    <links>/ESRGAN/4x.pth                              -> /runpod-volume/models/upscalers/…
+    <links>/Lora/  VAE/  embeddings/  ControlNet/  hypernetworks/
 
 A1111 scans this local folder instead of the network volume; a name means one file whatever roots and
-sub-folders it came from; and characters that its tag syntax cannot carry are replaced in the link's
-name. A1111 follows links. Source: A1111 1.10.1, modules/shared.py, walk_files (os.walk, followlinks).
+sub-folders it came from; characters that its tag syntax cannot carry are replaced in the link's name;
+and a pickle has a suffix that A1111 looks for. A1111 follows links. Source: A1111 1.10.1, modules/shared.py, walk_files (os.walk, followlinks).
 """
 
 import uuid
@@ -14,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 
 from model_cache.models import CachedModel
-from schemas.model_ref import SUFFIX, Kind
+from schemas.model_ref import SUFFIX, Kind, stem_of
 from worker.prompt import carriable
 
 FOLDERS = {
@@ -34,7 +35,8 @@ class LinkFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = Lock()
-        self._names: dict[Kind, dict[Path, str]] = {kind: {} for kind in Kind}
+        self._links: dict[Kind, dict[Path, Path]] = {kind: {} for kind in Kind}
+        """Model file -> its link, whose stem is its name for A1111."""
         self._states: dict[Path, tuple[int, int]] = {}
         # Names are never used twice: A1111 does not load again what it has loaded under a name.
         self._used: dict[Kind, set[str]] = {kind: set() for kind in Kind}
@@ -53,18 +55,19 @@ class LinkFolder:
         """
         state = (model.size_bytes, model.mtime_ns)
         with self._lock:
-            names = self._names[model.kind]
-            known = names.get(model.path)
+            links = self._links[model.kind]
+            known = links.get(model.path)
             if known is not None and self._states[model.path] == state:
-                return known, False
+                return stem_of(known.name), False
             if known is not None:
-                self._path(model.kind, known).unlink(missing_ok=True)
+                known.unlink(missing_ok=True)
                 if model.kind is Kind.EMBEDDING:
                     # Named by words of a prompt, and read again whenever the folder changes.
-                    self._used[model.kind].discard(known)
+                    self._used[model.kind].discard(stem_of(known.name))
             name = self._free_name(model)
-            self._link(model.path, self._path(model.kind, name))
-            names[model.path] = name
+            link = self.root / FOLDERS[model.kind] / f"{name}{model.suffix}"
+            self._link(model.path, link)
+            links[model.path] = link
             self._states[model.path] = state
             return name, True
 
@@ -72,23 +75,24 @@ class LinkFolder:
         """Make the links of `kind` be those of `models`; return whether anything changed."""
         wanted = {model.path: model for model in models}
         with self._lock:
-            gone = [path for path in self._names[kind] if path not in wanted]
+            gone = [path for path in self._links[kind] if path not in wanted]
             for path in gone:
-                self._path(kind, self._names[kind].pop(path)).unlink(missing_ok=True)
+                self._links[kind].pop(path).unlink(missing_ok=True)
         added = [self.show(model)[1] for model in wanted.values()]
         return bool(gone) or any(added)
 
     def forget(self, model: CachedModel) -> None:
         """Remove the link of a model whose file is gone."""
         with self._lock:
-            name = self._names[model.kind].pop(model.path, None)
-            if name is not None:
-                self._path(model.kind, name).unlink(missing_ok=True)
+            link = self._links[model.kind].pop(model.path, None)
+            if link is not None:
+                link.unlink(missing_ok=True)
 
     def path_of(self, kind: Kind, name: str) -> Path | None:
         """Return the model file behind a link's name, None if there is no such link."""
         with self._lock:
-            return next((path for path, link in self._names[kind].items() if link == name), None)
+            links = self._links[kind].items()
+            return next((path for path, link in links if stem_of(link.name) == name), None)
 
     def _free_name(self, model: CachedModel) -> str:
         used = self._used[model.kind]
@@ -104,9 +108,6 @@ class LinkFolder:
             number += 1
         used.add(name)
         return name
-
-    def _path(self, kind: Kind, name: str) -> Path:
-        return self.root / FOLDERS[kind] / f"{name}{SUFFIX}"
 
     @staticmethod
     def _link(target: Path, link: Path) -> None:

@@ -4,7 +4,7 @@ Knows the roles that a request gives to models, not where their files come from.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from functools import partial
@@ -72,15 +72,16 @@ def roles(job: Generation, default: ModelRef | None) -> list[Role]:
 
 
 def ensure_all(
-    cache: ModelCache,
+    ensure: Callable[..., Ensured],
     wanted: Sequence[Role],
     threads: Executor,
     *,
-    tokens: Mapping[str, str],
     cancelled: Event,
     report: Report,
 ) -> dict[str, Ensured]:
     """Make every model present, on `threads`; the first failure stops the others.
+
+    `ensure` is `ModelCache.ensure` with the tokens and the allowance of the job, if it has any.
 
     Raises:
         JobCancelledError: `cancelled` was set.
@@ -90,10 +91,9 @@ def ensure_all(
     downloads = _Downloads(report)
     futures = {
         threads.submit(
-            cache.ensure,
+            ensure,
             role.ref,
             cancelled=stop,
-            tokens=tokens,
             progress=partial(downloads.note, role.field),
         ): role
         for role in wanted

@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.job import SAME_CHECKPOINT, Generation, Img2Img, Txt2Img
-from schemas.model_ref import SUFFIX
 from worker import overrides
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The models of a job under the names that A1111 lists them by, without suffix."""
+    """The models of a job: the names of their files in the folder that A1111 is shown."""
 
     checkpoint: str
     vae: str = "None"
-    """A file's name with suffix, or "None": the checkpoint's own."""
+    """"None": the checkpoint's own."""
     refiner: str | None = None
     hires: str | None = None
 
@@ -43,13 +42,13 @@ def body(
     sent = {**job.webui_fields(), **changes}
     sent["override_settings"] = {
         # First: A1111 applies them in order, and a VAE is applied to the loaded checkpoint.
-        overrides.CHECKPOINT: chosen.checkpoint + SUFFIX,
+        overrides.CHECKPOINT: chosen.checkpoint,
         overrides.VAE: chosen.vae,
         **options,
     }
     sent["override_settings_restore_afterwards"] = False
     if chosen.refiner is not None:
-        sent["refiner_checkpoint"] = chosen.refiner + SUFFIX
+        sent["refiner_checkpoint"] = chosen.refiner
     if isinstance(job, Txt2Img) and job.hr_checkpoint_name is not None:
-        sent["hr_checkpoint_name"] = chosen.hires + SUFFIX if chosen.hires else SAME_CHECKPOINT
+        sent["hr_checkpoint_name"] = chosen.hires or SAME_CHECKPOINT
     return sent

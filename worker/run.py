@@ -3,13 +3,15 @@
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Event, Lock
 from typing import Any
 
 from model_cache.cache import ModelCache
+from model_cache.download import Allowance
 from model_cache.models import CachedModel, Ensured
 from schemas.errors import (
     InvalidInputError,
@@ -18,7 +20,7 @@ from schemas.errors import (
     WorkerError,
 )
 from schemas.job import Generation, Txt2Img
-from schemas.model_ref import SUFFIX, Kind, ModelRef
+from schemas.model_ref import Kind, ModelRef, stem_of
 from schemas.request import parse
 from schemas.result import ModelUsed, Result, Timings
 from schemas.settings import Settings
@@ -52,6 +54,12 @@ class _Prepared:
     tagged: Tagged
     warnings: list[str]
 
+    @property
+    def models(self) -> list[CachedModel]:
+        """Every file that A1111 will read for the job."""
+        named = [ensured.model for ensured in self.found.values()]
+        return [*named, *self.tagged.loras.values()]
+
 
 class Runner:
     """Runs jobs against one A1111; its lock guards the GPU part alone."""
@@ -75,8 +83,16 @@ class Runner:
     def show_models(self) -> None:
         """Link every model of every root, so that A1111's lists show them; before it starts, ideally."""
         for kind in Kind:
-            if self._links.show_only(kind, self._cache.models(kind)) and kind in REFRESH:
+            if self._links.show_only(kind, self._safe(kind)) and kind in REFRESH:
                 self._stale.add(kind)
+
+    def _safe(self, kind: Kind) -> Iterator[CachedModel]:
+        """Yield the models of a kind that A1111 may be shown: it opens some as soon as it sees them."""
+        for model in self._cache.models(kind):
+            try:
+                yield self._cache.inspected(model) if model.is_pickle else model
+            except WorkerError as error:
+                log.warning(f"{model.path.name} is not shown to A1111: {error}")
 
     def run(self, job: dict[str, Any], cancelled: Event, report: Report) -> Result:
         """Return the result of one RunPod job.
@@ -90,19 +106,25 @@ class Runner:
         request = parse(job.get("input"), self._settings.job)
         prepared = self._prepare(request.job, list(request.warnings), cancelled, report)
         clock.lap("download_s")
-        while not self._gpu.acquire(timeout=WAIT_S):
-            _stop_if(cancelled)
-        try:
-            _stop_if(cancelled)
-            clock.lap("webui_wait_s")
-            answer = self._generate(prepared, cancelled, report)
-        finally:
-            self._gpu.release()
+        with self._cache.hold(prepared.models):
+            answer = self._in_turn(prepared, clock, cancelled, report)
         info = self._checked(answer, prepared)
         clock.lap("generate_s")
         result = self._result(answer, info, prepared, clock)
         output.require_fitting(dict(result), str(job.get("id", "")), self._settings.output)
         return result
+
+    def _in_turn(
+        self, prepared: _Prepared, clock: "_Clock", cancelled: Event, report: Report
+    ) -> Any:
+        while not self._gpu.acquire(timeout=WAIT_S):
+            _stop_if(cancelled)
+        try:
+            _stop_if(cancelled)
+            clock.lap("webui_wait_s")
+            return self._generate(prepared, cancelled, report)
+        finally:
+            self._gpu.release()
 
     def _prepare(
         self, job: Generation, warnings: list[str], cancelled: Event, report: Report
@@ -136,7 +158,7 @@ class Runner:
             )
         return _Prepared(
             job=job,
-            chosen=_chosen(names),
+            chosen=_chosen(found, names),
             changes=changes | tags.fields,
             found=found,
             names=names,
@@ -146,13 +168,14 @@ class Runner:
 
     def _found(self, job: Generation, cancelled: Event, report: Report) -> dict[str, Ensured]:
         default = None if models.names_checkpoint(job) else self._default()
-        found = models.ensure_all(
-            self._cache,
-            models.roles(job, default),
-            self._fetchers,
+        ensure = partial(
+            self._cache.ensure,
             tokens={host: secret.get_secret_value() for host, secret in job.tokens.items()},
-            cancelled=cancelled,
-            report=report,
+            allowance=Allowance.of(self._settings.cache, job.max_download_gb, job.max_download_s),
+        )
+        wanted = models.roles(job, default)
+        found = models.ensure_all(
+            ensure, wanted, self._fetchers, cancelled=cancelled, report=report
         )
         models.require_agreement(job, found)
         self._add_automatic_vae(job, found)
@@ -214,8 +237,7 @@ class Runner:
         A1111 fails at a listed checkpoint that is gone, and draws wrong pictures with the one that
         it had loaded from then on (recorded: ckpt_deleted_file, after_ckpt_deleted).
         """
-        named = [ensured.model for ensured in prepared.found.values()]
-        for model in [*named, *prepared.tagged.loras.values()]:
+        for model in prepared.models:
             if not model.path.is_file():
                 raise ModelNotFoundError(
                     f"The {model.kind} `{model.name}` was deleted while the job waited.",
@@ -244,10 +266,10 @@ class Runner:
     def _checked(self, answer: Any, prepared: _Prepared) -> dict[str, Any]:
         info = check.info_of(answer)
         checkpoint = _checkpoint(prepared.found)
-        check.require_checkpoint(info, prepared.chosen.checkpoint, checkpoint.sha256)
+        check.require_checkpoint(info, stem_of(prepared.chosen.checkpoint), checkpoint.sha256)
         check.require_vae(info, prepared.chosen.vae)
         if prepared.chosen.refiner is not None:
-            check.require_refiner(info, prepared.chosen.refiner)
+            check.require_refiner(info, stem_of(prepared.chosen.refiner))
         listed = self._original.get("lora_add_hashes_to_infotext", True)
         if listed and not prepared.job.disable_extra_networks:
             check.require_loras(info, prepared.tagged.loras)
@@ -303,15 +325,14 @@ def _checkpoint(found: Mapping[str, Ensured]) -> CachedModel:
     return ensured.model
 
 
-def _chosen(names: Mapping[str, str]) -> payload.Chosen:
-    vae_option = f"override_settings.{overrides.VAE}"
-    vae = names.get("vae") or names.get(vae_option)
-    checkpoint = names.get("checkpoint") or names[f"override_settings.{overrides.CHECKPOINT}"]
+def _chosen(found: Mapping[str, Ensured], names: Mapping[str, str]) -> payload.Chosen:
+    files = {field: name + found[field].model.suffix for field, name in names.items()}
+    option = f"override_settings.{overrides.CHECKPOINT}"
     return payload.Chosen(
-        checkpoint=checkpoint,
-        vae=vae + SUFFIX if vae else "None",
-        refiner=names.get("refiner_checkpoint"),
-        hires=names.get("hr_checkpoint_name"),
+        checkpoint=files.get("checkpoint") or files[option],
+        vae=files.get("vae") or files.get(f"override_settings.{overrides.VAE}") or "None",
+        refiner=files.get("refiner_checkpoint"),
+        hires=files.get("hr_checkpoint_name"),
     )
 
 
@@ -322,6 +343,7 @@ def _used(prepared: _Prepared) -> list[ModelUsed]:
             kind=ensured.model.kind.value,
             name=prepared.names[field],
             sha256=ensured.model.sha256,
+            checked=ensured.checked,
             cached=ensured.cached,
             download_s=round(ensured.download_s, 3),
         )
@@ -329,7 +351,9 @@ def _used(prepared: _Prepared) -> list[ModelUsed]:
     ]
     named = {ensured.model.path for ensured in prepared.found.values()}
     by_tag = [
-        ModelUsed(kind="lora", name=name, sha256=lora.sha256, cached=True, download_s=0.0)
+        ModelUsed(
+            kind="lora", name=name, sha256=lora.sha256, checked="", cached=True, download_s=0.0
+        )
         for name, lora in prepared.tagged.loras.items()
         if lora.path not in named
     ]

@@ -4,10 +4,12 @@
     /redirect/<path>                               302 to a signed link on the second host
     /<org>/<repo>/resolve/<revision>/<path>        like Hugging Face; also /api/models/…
     /api/download/models/<version id>              like Civitai; also /api/v1/model-versions/…
+    /s3/<bucket>/<key>                             like an object store, with presigned URLs
     /simulator/journal, /simulator/faults          what was asked; what shall go wrong
     /simulator/reset-journal
 
-Folders under the root: any for plain files, `huggingface/<org>/<repo>/`, `civitai/<version id>/`.
+Folders under the root: any for plain files, `huggingface/<org>/<repo>/`, `civitai/<version id>/`,
+`s3/<bucket>/`.
 `?fault-<name>=<value>` spoils one answer; `faults.Fault` lists the names.
 """
 

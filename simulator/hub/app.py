@@ -11,7 +11,7 @@ import dataclasses
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from simulator.hub import civitai, huggingface
+from simulator.hub import civitai, huggingface, s3
 from simulator.hub.faults import Fault
 from simulator.hub.journal import Entry
 from simulator.hub.site import ENTRY, FAULT, SITE, Site
@@ -29,7 +29,8 @@ _INSIDE = {
 
 def first_host(site: Site) -> web.Application:
     """Return the host that clients are given; `site.links.base_url` must be the second one's URL."""
-    routes = [*_CONTROL_ROUTES, *civitai.ROUTES, *huggingface.ROUTES, *_PLAIN_ROUTES]
+    named = [*civitai.ROUTES, *huggingface.ROUTES, *s3.ROUTES]
+    routes = [*_CONTROL_ROUTES, *named, *_PLAIN_ROUTES]
     return _application(site, "hub", routes)
 
 
@@ -63,11 +64,14 @@ async def _watch(request: web.Request, handler: Handler) -> web.StreamResponse:
     if fault.drop and request.transport is not None:
         request.transport.abort()
         return web.Response()
+    site.journal.under_way += 1
     try:
         response = _spoilt(request, fault) or await handler(request)
     except web.HTTPException as answer:
         entry.status = answer.status
         raise
+    finally:
+        site.journal.under_way -= 1
     entry.status = response.status
     return response
 
@@ -92,6 +96,8 @@ def _spoilt(request: web.Request, fault: Fault) -> web.Response | None:
         location = known.get(fault.redirect, fault.redirect)
         return web.Response(status=302, headers={"Location": location})
     headers = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
+    if fault.busy_above is not None and request.app[SITE].journal.under_way > fault.busy_above:
+        return web.json_response({"error": "Too many requests"}, status=429, headers=headers)
     if fault.html:
         return web.Response(
             status=fault.status or 200,

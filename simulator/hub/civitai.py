@@ -50,7 +50,7 @@ async def _refuse_head(_: web.Request) -> web.Response:
 
 async def _version_by_id(request: web.Request) -> web.Response:
     version = world.find(request.app[SITE].root, request.match_info["id"])
-    if version is None or not version.files:
+    if version is None or not version.files or not version.is_published:
         return _unknown(f"No model version with id {request.match_info['id']}")
     return web.json_response(await _describe(request, version))
 
@@ -68,7 +68,8 @@ async def _version_by_hash(request: web.Request) -> web.Response:
 
 async def _model(request: web.Request) -> web.Response:
     wanted = request.match_info["id"]
-    found = [v for v in world.versions(request.app[SITE].root) if str(v.model_id) == wanted]
+    known = world.versions(request.app[SITE].root)
+    found = [v for v in known if str(v.model_id) == wanted and v.is_published]
     if not found:
         return _unknown(f"No model with id {wanted}")
     # The newest version is the first one, and the one that a page without a version means.

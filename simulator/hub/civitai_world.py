@@ -6,7 +6,11 @@
      "answer": 403 | 404 | 410,     the download is refused: early access, gone, archived
      "modelId": 99, "baseModel": "SD 1.5", "model": {"name": …, "type": "LORA"}, …
                                     any field of the API's answer
-     "files": {"<name>": {"type": "VAE", "metadata": {"size": "pruned"}}}}
+     "files": {"<name>": {"type": "VAE", "metadata": {"size": "pruned"}, …}}}
+                                    any field of one file
+
+A version whose `status` is not `Published` is hidden, and one whose model's `mode` is `Archived` or
+`TakenDown` lists no files.
 
 Source: civitai/civitai, src/pages/api/download/models/[modelVersionId].ts and
 src/pages/api/v1/model-versions/[id].ts, as of 2026-08; answers as users quote them.
@@ -67,6 +71,11 @@ class Version:
         known.update(type=marked.get("type", "Model"), **marked.get("metadata", {}))
         return known
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the API tells of it."""
+        return bool(self.marks.get("status", "Published") == "Published")
+
     def pick(self, query: Mapping[str, str]) -> Path | None:
         """Return the file that a download with this query means, or None when none fits."""
         for path in self.files:
@@ -94,11 +103,16 @@ class Version:
             "files": [self._file(path, link, digests[path]) for path in self.files],
             "downloadUrl": link,
         }
-        return answer | {k: v for k, v in self.marks.items() if k not in _OWN_MARKS}
+        answer |= {k: v for k, v in self.marks.items() if k not in _OWN_MARKS}
+        if answer["model"].get("mode") in {"Archived", "TakenDown"}:
+            answer["files"] = []
+            del answer["downloadUrl"]
+        return answer
 
     def _file(self, path: Path, link: str, sha256: str) -> dict[str, Any]:
         traits = self.traits(path)
         file_id = self.file_id(path)
+        marked: dict[str, Any] = self.marks.get("files", {}).get(path.name, {})
         return {
             "id": file_id,
             "name": path.name,
@@ -111,6 +125,7 @@ class Version:
             "virusScanResult": "Success",
             "scannedAt": "2026-01-01T00:00:00.000Z",
             "downloadUrl": f"{link}?fileId={file_id}",
+            **{k: v for k, v in marked.items() if k not in {"type", "metadata"}},
         }
 
 

@@ -45,6 +45,16 @@ class Fault:
     """No Content-Length; the body ends where the connection does, so a cut cannot be seen."""
     no_range: bool = False
     """Ignore Range: answer 200 with the whole file."""
+    shift: int = 0
+    """Answer a Range with a part that begins so many bytes later, and say so."""
+    short: int | None = None
+    """Answer a Range with its first so many bytes, and say so."""
+    long: int = 0
+    """Answer a Range with so many bytes more than were asked for, and say so."""
+    junk: int = 0
+    """Send so many bytes after the end, without a Content-Length that would show it."""
+    busy_above: int | None = None
+    """Answer 429 while more than so many answers are under way."""
     gzip: bool = False
     """Content-Encoding: gzip, asked for or not."""
     flip: int | None = None

@@ -7,6 +7,7 @@ Source: RFC 9110 sections 13.1.5 (If-Range), 14 (Range), 15.3.7 (206), 15.5.17 (
 
 import asyncio
 import contextlib
+import dataclasses
 import email.utils
 import hashlib
 import os
@@ -91,6 +92,7 @@ async def send(
     modified = email.utils.formatdate(stat.st_mtime, usegmt=True)
     asked = {} if fault.no_range else request.headers
     part = span(request.method, asked, etag, modified, stat.st_size)
+    part = _moved(part, fault)
     entry.size, entry.status = stat.st_size, part.status
     headers = {
         "Content-Type": "application/octet-stream",
@@ -113,6 +115,17 @@ async def send(
     if fault.cut is not None and entry.bytes_sent >= fault.cut and request.transport is not None:
         request.transport.close()
     return response
+
+
+def _moved(part: Span, fault: Fault) -> Span:
+    """Return the part that is sent in place of the one that was asked for."""
+    if part.status != 206:
+        return part
+    start = min(part.start + fault.shift, part.size - 1)
+    end = min(part.end + fault.shift + fault.long, part.size)
+    if fault.short is not None:
+        end = min(end, start + fault.short)
+    return dataclasses.replace(part, start=start, end=end)
 
 
 def disposition(claimed: str | None, name: str) -> str:
@@ -165,7 +178,7 @@ def _frame(response: UncheckedResponse, part: Span, fault: Fault) -> None:
         response.headers["Content-Encoding"] = "gzip"
     if fault.no_length:
         response.force_close()
-    elif fault.chunked or fault.gzip:
+    elif fault.chunked or fault.gzip or fault.junk:
         response.enable_chunked_encoding()
     else:
         response.headers["Content-Length"] = str(part.end - part.start + (fault.length or 0))
@@ -187,6 +200,8 @@ async def _body(
                 break
             if fault.rate:
                 await asyncio.sleep(len(piece) / fault.rate)
+    if fault.junk:
+        await response.write(bytes(fault.junk))
     if fault.stall is not None and entry.bytes_sent >= fault.stall:
         await asyncio.Event().wait()
 

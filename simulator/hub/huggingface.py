@@ -12,12 +12,12 @@ from simulator.hub.site import SITE, bearer
 async def _resolve(request: web.Request) -> web.StreamResponse:
     site = request.app[SITE]
     repo = _repo(request)
-    if isinstance(repo, world.Refusal):
-        return _refused(repo)
+    if not isinstance(repo, world.Repo):
+        return _elsewhere(request, repo)
     name = request.match_info["path"]
     path = site.find(f"{repo.folder.relative_to(site.root).as_posix()}/{name}")
     if path is None:
-        return _refused(world.Refusal(404, "EntryNotFound", "Entry not found"))
+        return _elsewhere(request, world.Refusal(404, "EntryNotFound", "Entry not found"))
     headers = {"X-Repo-Commit": repo.commit}
     if path.suffix not in world.LARGE:
         return await site.send(request, path, headers | {"ETag": f'"{world.blob_id(path)}"'})
@@ -28,8 +28,8 @@ async def _resolve(request: web.Request) -> web.StreamResponse:
 
 async def _tree(request: web.Request) -> web.Response:
     repo = _repo(request)
-    if isinstance(repo, world.Refusal):
-        return _refused(repo)
+    if not isinstance(repo, world.Repo):
+        return _elsewhere(request, repo)
     entries = []
     for name in repo.files():
         path = repo.folder / name
@@ -41,8 +41,8 @@ async def _tree(request: web.Request) -> web.Response:
 
 async def _info(request: web.Request) -> web.Response:
     repo = _repo(request)
-    if isinstance(repo, world.Refusal):
-        return _refused(repo)
+    if not isinstance(repo, world.Repo):
+        return _elsewhere(request, repo)
     return web.json_response(
         {
             "id": repo.name,
@@ -55,16 +55,23 @@ async def _info(request: web.Request) -> web.Response:
     )
 
 
-def _repo(request: web.Request) -> world.Repo | world.Refusal:
+def _repo(request: web.Request) -> world.Repo | world.Refusal | world.Renamed:
     info = request.match_info
     name = f"{info['org']}/{info['repo']}"
     revision = info.get("revision", "main")
     return world.find(request.app[SITE].root, name, revision, bearer(request))
 
 
-def _refused(refusal: world.Refusal) -> web.Response:
-    headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
-    return web.json_response({"error": refusal.message}, status=refusal.status, headers=headers)
+def _elsewhere(request: web.Request, answer: world.Refusal | world.Renamed) -> web.Response:
+    """Refuse, or send on to the repository's new name by a path without a host."""
+    if isinstance(answer, world.Renamed):
+        old = "{org}/{repo}".format(**request.match_info)
+        location = request.rel_url.raw_path_qs.replace(old, answer.name, 1)
+        return web.Response(status=307, headers={"Location": location})
+    headers = {"X-Error-Message": answer.message}
+    if answer.code:
+        headers["X-Error-Code"] = answer.code
+    return web.json_response({"error": answer.message}, status=answer.status, headers=headers)
 
 
 ROUTES = [

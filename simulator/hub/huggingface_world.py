@@ -2,7 +2,7 @@
 
 `ROOT/huggingface/<org>/<repo>/` is a repository at `main`; `<repo>@<revision>/` beside it another
 revision. A file `.gated` (or `.private`) in the repository restricts it: it holds the tokens that
-get in, one a line.
+get in, one a line. A file `.disabled` closes it to all, and one `.renamed` holds its new name: `org/repo`.
 
 Source: huggingface_hub 2.4, file_download.py and utils/_http.py (headers and X-Error-Code that the
 client reads); the Hub's answers to `resolve`, `api/models` and `tree`.
@@ -49,16 +49,19 @@ class Repo:
         )
 
 
-def find(root: Path, name: str, revision: str, token: str | None) -> Repo | Refusal:
+@dataclass(frozen=True)
+class Renamed:
+    """A repository that has another name now."""
+
+    name: str
+
+
+def find(root: Path, name: str, revision: str, token: str | None) -> Repo | Refusal | Renamed:
     """Return the repository `org/repo` at `revision`, or how the Hub refuses it to `token`."""
     main = root / "huggingface" / name
-    if not main.is_dir() or _is_barred(main / ".private", token):
-        # The Hub does not tell a stranger whether a repository exists.
-        status = 401 if token is None else 404
-        return Refusal(status, "RepoNotFound", "Repository not found")
-    if _is_barred(main / ".gated", token):
-        message = f"Access to model {name} is restricted."
-        return Refusal(401 if token is None else 403, "GatedRepo", message)
+    closed = _closed(main, name, token)
+    if closed is not None:
+        return closed
     commit = commit_of(main)
     if revision in {"main", commit}:
         return Repo(name, main, commit)
@@ -91,6 +94,22 @@ def tree_entry(name: Path, path: Path, sha256: str | None) -> dict[str, Any]:
     lfs = {"oid": sha256, "size": size, "pointerSize": 135}
     oid = hashlib.sha1(sha256.encode(), usedforsecurity=False).hexdigest()
     return {"type": "file", "oid": oid, "size": size, "lfs": lfs, "path": name.as_posix()}
+
+
+def _closed(main: Path, name: str, token: str | None) -> Refusal | Renamed | None:
+    """Return why a repository is not shown at all; None if it is."""
+    if not main.is_dir() or _is_barred(main / ".private", token):
+        # The Hub does not tell a stranger whether a repository exists.
+        status = 401 if token is None else 404
+        return Refusal(status, "RepoNotFound", "Repository not found")
+    if (main / ".renamed").exists():
+        return Renamed((main / ".renamed").read_text().strip())
+    if (main / ".disabled").exists():
+        return Refusal(403, "", "Access to this resource is disabled.")
+    if _is_barred(main / ".gated", token):
+        message = f"Access to model {name} is restricted."
+        return Refusal(401 if token is None else 403, "GatedRepo", message)
+    return None
 
 
 def _is_barred(mark: Path, token: str | None) -> bool:

@@ -30,6 +30,8 @@ class Journal:
     """All requests since the start or the last reset, oldest first."""
 
     entries: list[Entry] = field(default_factory=list)
+    under_way: int = 0
+    """Answers that have begun and not ended."""
 
     def open(self, entry: Entry) -> Entry:
         """Add `entry`, to be filled in as the answer goes along."""

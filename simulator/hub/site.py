@@ -21,12 +21,14 @@ FAULT = web.RequestKey("fault", Fault)
 class Site:
     """The files under `root` and how they are given out.
 
-    `token` is the one that the Civitai-like routes take. `faults`, `journal` and `links` may be used
+    `token` is the one that the Civitai-like routes take, and `s3_keys` the secrets of the access keys
+    that buckets take. `faults`, `journal` and `links` may be used
     directly by a test that runs the hub in its own process.
     """
 
     root: Path
     token: str = "simulated-token"  # noqa: S105 - stands in for a secret, is none
+    s3_keys: Mapping[str, str] = field(default_factory=lambda: {"SIMULATEDKEY": "simulated-secret"})
     faults: Faults = field(default_factory=Faults)
     journal: Journal = field(default_factory=Journal)
     links: Links = field(default_factory=Links)

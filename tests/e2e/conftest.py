@@ -106,7 +106,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @contextlib.contextmanager
-def make_stack(folder: Path, *webui_flags: object) -> Iterator[Stack]:
+def make_stack(folder: Path, *webui_flags: object, **environment: str) -> Iterator[Stack]:
+    """Start everything; in the values of `environment`, `{hub}` stands for the hub's URL."""
     files, volume, links = folder / "hub", folder / "volume", folder / "links"
     digests = {
         "checkpoint": models.write_checkpoint(files / "Deliberate_v6.safetensors", seed="d"),
@@ -133,6 +134,7 @@ def make_stack(folder: Path, *webui_flags: object) -> Iterator[Stack]:
                     "A1111_CACHE_ALLOW_PRIVATE_HOSTS": "true",
                     "A1111_WEBUI_PORT": webui.url.rpartition(":")[2],
                     "A1111_WEBUI_LINKS": str(links),
+                    **{name: value.format(hub=hub.url) for name, value in environment.items()},
                 },
                 stdout=out,
                 stderr=subprocess.STDOUT,

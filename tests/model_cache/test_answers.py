@@ -48,14 +48,15 @@ def test_without_a_disposition_the_url_names_the_file() -> None:
 @pytest.mark.parametrize(
     ("status", "headers", "span"),
     [
-        (200, {}, answers.Span(0, None)),
-        (200, {"Content_Length": "5"}, answers.Span(0, 5)),
-        (200, {"Content_Length": "-5"}, answers.Span(0, None)),
-        (200, {"Content_Length": "5, 5"}, answers.Span(0, None)),
-        (206, {"Content_Range": "bytes 5-9/10"}, answers.Span(5, 10)),
-        (206, {"Content_Range": "bytes 5-9/10", "Content_Length": "5"}, answers.Span(5, 10)),
+        (200, {}, answers.Span(0, None, None)),
+        (200, {"Content_Length": "5"}, answers.Span(0, 5, 5)),
+        (200, {"Content_Length": "-5"}, answers.Span(0, None, None)),
+        (200, {"Content_Length": "5, 5"}, answers.Span(0, None, None)),
+        (206, {"Content_Range": "bytes 5-9/10"}, answers.Span(5, 10, 10)),
+        (206, {"Content_Range": "bytes 5-9/10", "Content_Length": "5"}, answers.Span(5, 10, 10)),
         (206, {"Content_Range": "bytes 5-9/10", "Content_Length": "4"}, None),
-        (206, {"Content_Range": "bytes 5-8/10"}, None),
+        (206, {"Content_Range": "bytes 5-8/10"}, answers.Span(5, 9, 10)),
+        (206, {"Content_Range": "bytes 5-10/10"}, None),
         (206, {"Content_Range": "bytes 5-9/*"}, None),
         (206, {"Content_Range": "bytes 9-5/6"}, None),
         (206, {}, None),
@@ -88,6 +89,26 @@ def test_the_wait_that_a_host_asks_for_is_read(text: str, low: float, high: floa
 
     assert seconds is not None
     assert low <= seconds <= high
+
+
+def test_the_wait_is_read_where_hugging_face_tells_it() -> None:
+    limit = '"resolvers";r=0;t=55'
+
+    assert answers.retry_after_s(answer(429, RateLimit=limit)) == 55
+    assert answers.retry_after_s(answer(503, RateLimit=limit)) is None
+    assert answers.retry_after_s(answer(429, RateLimit=limit, Retry_After="3")) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "redirected"), [("civitai:version:5", False), ("https://h/m", True)]
+)
+def test_a_file_that_was_there_a_moment_ago_may_be_missing_in_passing(
+    source: str, *, redirected: bool
+) -> None:
+    download = Download("https://h/m", source)
+
+    with pytest.raises(answers.TryAgainError, match="404"):
+        answers.require_file(answer(404, X_Error_Message="gone"), download, redirected=redirected)
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-3", "1.5", "9" * 30])

@@ -1,15 +1,18 @@
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from model_cache import layout, publish
+from model_cache import layout, publish, verify
 from model_cache.architecture import Nature
 from model_cache.arrival import Arrival, settle
 from model_cache.listing import Listing
+from model_cache.models import Origin
 from schemas.errors import VolumeBusyError, VolumeMissingError
 from schemas.model_ref import Kind
 from simulator import models
+from simulator.pickles import write_pickle
 
 NATURE = Nature(Kind.LORA, "sd1", "ali")
 
@@ -89,3 +92,83 @@ def test_a_file_that_vanishes_at_once_is_an_error(
 
     with pytest.raises(VolumeMissingError, match="vanished"):
         settled(volume, arrival(volume))
+
+
+@pytest.mark.parametrize("there", ["X", "\uff58"], ids=["another case", "another width"])
+def test_a_name_that_a_disk_could_take_for_another_is_not_given(volume: Path, there: str) -> None:
+    theirs = layout.published_path(volume, Kind.LORA, there)
+    models.write_lora(theirs, seed="theirs")
+    arrived = arrival(volume)
+
+    assert settled(volume, arrived)[0] == f"x-{arrived.sha256[:8]}"
+    assert theirs.exists()
+
+
+def test_the_same_bytes_under_a_name_in_another_case_are_taken(volume: Path) -> None:
+    theirs = layout.published_path(volume, Kind.LORA, "X")
+    models.write_lora(theirs, seed="ours")
+    arrived = arrival(volume)
+
+    assert settled(volume, arrived) == ("X", arrived.sha256, "https://h/ours")
+    assert [path.name for path in theirs.parent.iterdir()] == ["X.safetensors"]
+
+
+def test_a_pickle_and_a_safetensors_file_do_not_share_a_name(volume: Path) -> None:
+    pickled = layout.published_path(volume, Kind.LORA, "x", ".pt")
+    write_pickle(pickled, seed="theirs")
+    arrived = arrival(volume)
+
+    model = settle(arrived, volume, Listing(volume, allow_pickle=[Kind.LORA]), threading.Event())
+
+    assert model.name == f"x-{arrived.sha256[:8]}"
+
+
+def test_a_pickle_keeps_its_suffix(volume: Path) -> None:
+    part = layout.tmp_folder(volume) / "p.part"
+    sha256 = write_pickle(part, seed="p")
+    nature = Nature(None, "unknown", "", pickle=True)
+    arrived = Arrival(Kind.UPSCALER, "4x", part, sha256, "https://h/p", nature, suffix=".pth")
+
+    model = settle(
+        arrived, volume, Listing(volume, allow_pickle=[Kind.UPSCALER]), threading.Event()
+    )
+
+    assert model.path == volume / "models/upscalers/4x.pth"
+    assert (model.name, model.is_pickle, model.sha256) == ("4x", True, sha256)
+
+
+def test_a_file_of_another_size_is_not_hashed(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.write_checkpoint(layout.published_path(volume, Kind.LORA, "x"), seed="large")
+    monkeypatch.setattr(verify, "digest", lambda *_, **__: pytest.fail("hashed"))
+    arrived = arrival(volume)
+
+    assert settled(volume, arrived)[0] == f"x-{arrived.sha256[:8]}"
+
+
+def test_all_that_is_known_of_a_file_is_in_its_manifest(volume: Path) -> None:
+    arrived = replace(
+        arrival(volume), autov3="0123456789ab", also_from=("https://h/page", "https://h/ours")
+    )
+    listing = Listing(volume)
+
+    settle(arrived, volume, listing, threading.Event())
+
+    for known in (listing, Listing(volume)):
+        [model] = known.current.with_digest(Kind.LORA, "0123456789ab")
+        assert model.autov3 == "0123456789ab"
+        assert model.origin is Origin.PUBLISHED
+        assert known.current.from_source(Kind.LORA, "https://h/page") == (model,)
+        assert known.current.from_source(Kind.LORA, "https://h/ours") == (model,)
+
+
+def test_bytes_that_are_baked_are_not_published_once_more(tmp_path: Path, volume: Path) -> None:
+    baked = tmp_path / "image/loras/x.safetensors"
+    models.write_lora(baked, seed="ours")
+
+    model = settle(
+        arrival(volume), volume, Listing(volume, baked=tmp_path / "image"), threading.Event()
+    )
+
+    assert model.path == baked

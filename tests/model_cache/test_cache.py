@@ -1,3 +1,4 @@
+import hashlib
 import os
 import threading
 import time
@@ -10,7 +11,8 @@ import pytest
 
 from model_cache import layout, manifests, publish, verify
 from model_cache.cache import ModelCache
-from model_cache.models import CachedModel, Ensured, Progress
+from model_cache.digests import Digests
+from model_cache.models import CachedModel, Ensured, Origin, Progress
 from schemas.errors import (
     JobCancelledError,
     ModelCorruptError,
@@ -43,6 +45,12 @@ def url(model_hub: Hub, sha256: str) -> str:
     return f"{model_hub.url}/detail.safetensors"
 
 
+def weights_of(path: Path) -> bytes:
+    """What follows the header of a safetensors file."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
 def test_a_model_is_fetched_once_and_described(
     model_hub: Hub, shelf: Shelf, url: str, sha256: str
 ) -> None:
@@ -61,6 +69,8 @@ def test_a_model_is_fetched_once_and_described(
         base="sd1",
         alias="det",
         source=url,
+        autov3=hashlib.sha256(weights_of(path)).hexdigest()[:12],
+        origin=Origin.PUBLISHED,
     )
     assert (first.cached, first.bytes_fetched, first.warnings) == (False, path.stat().st_size, ())
     assert 0 < first.download_s < 10
@@ -69,11 +79,13 @@ def test_a_model_is_fetched_once_and_described(
 
 
 def test_only_the_model_its_manifest_and_the_view_are_left(shelf: Shelf, url: str) -> None:
-    shelf.ensure(name="mine", url=url)
+    shelf.ensure(name="mine", url=f"{url}?token=secret")
+    shelf.cache.close()
 
     everything = [path for path in shelf.volume.rglob("*") if path.is_file()]
     assert sorted(str(path.relative_to(shelf.models)) for path in everything) == [
         ".worker/manifests/lora/mine.safetensors.json",
+        f".worker/uses/{shelf.cache.worker}.history.json",
         "cache_registry.json",
         "loras/mine.safetensors",
     ]
@@ -312,12 +324,14 @@ def test_two_threads_hash_one_file_once(
     shelf = shelf_on(volume)
     hashed: list[Path] = []
 
-    def slowly(path: Path, **_: object) -> str:
+    read = verify.digests
+
+    def slowly(path: Path, **how: Any) -> Digests:
         hashed.append(path)
         time.sleep(0.2)
-        return sha256
+        return read(path, **how)
 
-    monkeypatch.setattr(verify, "digest", slowly)
+    monkeypatch.setattr(verify, "digests", slowly)
     done: list[Ensured] = []
     threads = [
         threading.Thread(target=lambda: done.append(shelf.ensure(name="x", url=url, hash=sha256)))
@@ -358,7 +372,7 @@ def test_a_model_that_another_worker_published_is_found_before_anything_is_fetch
 ) -> None:
     other = shelf_on(shelf.volume)
     shelf.ensure(name="x", url=url)
-    monkeypatch.setattr("model_cache.cache._MISS_FRESH_S", 0)
+    monkeypatch.setattr("model_cache.presence.MISS_FRESH_S", 0)
 
     assert other.ensure(name="x", url=url).cached
     assert other.ensure(name="x").cached
@@ -368,7 +382,7 @@ def test_a_model_that_another_worker_published_is_found_before_anything_is_fetch
 def test_a_name_that_was_added_since_is_found(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_cache.cache._MISS_FRESH_S", 0)
+    monkeypatch.setattr("model_cache.presence.MISS_FRESH_S", 0)
     path = shelf.models / "Lora" / "new.safetensors"
     models.write_lora(path, seed="new")
 
@@ -477,7 +491,11 @@ def test_what_is_no_model_is_refused_and_leaves_nothing(
         pytest.param({"length": -5}, ModelCorruptError, id="a length that is too small"),
         pytest.param({"html": True}, ModelUnsafeError, id="a page"),
         pytest.param({"status": 404}, ModelNotFoundError, id="404"),
-        pytest.param({"no_length": True, "cut": 20_000}, ModelCorruptError, id="an unseen cut"),
+        pytest.param(
+            {"no_range": True, "no_length": True, "cut": 20_000},
+            ModelCorruptError,
+            id="an unseen cut",
+        ),
     ],
 )
 def test_a_fault_of_the_host_is_an_error_and_leaves_nothing(

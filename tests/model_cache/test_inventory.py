@@ -1,13 +1,19 @@
+import errno
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from model_cache import inventory, layout, manifests
+from model_cache import header, inventory, layout, manifests
 from model_cache.inventory import Inventory
+from model_cache.models import Origin
 from schemas.errors import ModelNotFoundError
 from schemas.model_ref import Kind
 from simulator import models
+from simulator.pickles import write_pickle
+from tests.model_cache.conftest import safetensors
 
 SHA = "ab" * 32
 
@@ -47,6 +53,10 @@ def names(volume: Path, kind: Kind) -> list[str]:
         (Kind.CONTROLNET, "models/ControlNet/m"),
         (Kind.UPSCALER, "models/RealESRGAN/m"),
         (Kind.UPSCALER, "ComfyUI/models/upscale_models/m"),
+        (Kind.UPSCALER, "stable-diffusion-webui/models/SwinIR/m"),
+        (Kind.UPSCALER, "stable-diffusion-webui-forge/models/DAT/m"),
+        (Kind.CONTROLNET, "stable-diffusion-webui/extensions/sd-webui-controlnet/models/m"),
+        (Kind.CONTROLNET, "ComfyUI/models/t2i_adapter/m"),
         (Kind.HYPERNETWORK, "models/hypernetworks/m"),
     ],
 )
@@ -200,3 +210,176 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_others(
     monkeypatch.setattr(os, "scandir", refusing)
 
     assert names(tmp_path, Kind.LORA) == ["a"]
+
+
+def test_pickles_are_listed_of_the_kinds_that_may_have_them(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "models/upscalers/a.pth",
+        "models/loras/b.pt",
+        "models/Stable-diffusion/c.vae.pt",
+        "models/Stable-diffusion/d.ckpt",
+    )
+
+    files = inventory.scan(tmp_path, {}, allow_pickle=[Kind.UPSCALER, Kind.VAE])
+
+    found = Inventory(tmp_path, files)
+    assert {kind: [m.name for m in found.models(kind)] for kind in Kind if found.models(kind)} == {
+        Kind.UPSCALER: ["a"],
+        Kind.VAE: ["c.vae"],
+    }
+    assert all(model.is_pickle for model in found.models(Kind.UPSCALER))
+    assert [model.suffix for model in found.models(Kind.VAE)] == [".pt"]
+
+
+def bake(image: Path, volume: Path) -> Path:
+    """Fill an image with a model as `pull` left it on a volume; return its path in the image."""
+    path = volume / "models/loras/x.safetensors"
+    models.write_lora(path, seed="x")
+    manifest = manifests.new(SHA, path.stat(), "https://h/x", "sd1", "")
+    manifests.write(volume, layout.manifest_path(volume, Kind.LORA, path), manifest)
+    shutil.copytree(volume / "models", image)
+    shutil.rmtree(volume / "models")
+    baked = image / "loras/x.safetensors"
+    # As an image keeps it: whole seconds.
+    os.utime(baked, ns=(0, manifest.mtime_ns // 10**9 * 10**9))
+    return baked
+
+
+def test_a_baked_model_is_known_by_the_manifest_that_came_with_it(tmp_path: Path) -> None:
+    image, volume = tmp_path / "image", tmp_path / "volume"
+    path = bake(image, volume)
+
+    found = Inventory(volume, inventory.scan(volume, {}, baked=image))
+
+    [model] = found.from_source(Kind.LORA, "https://h/x")
+    assert (model.path, model.name, model.sha256) == (path, "x", SHA)
+    assert model.origin is Origin.BAKED
+    assert found.total_bytes == 0
+
+
+def test_a_baked_file_that_is_not_the_one_of_its_manifest_is_not_known(tmp_path: Path) -> None:
+    image, volume = tmp_path / "image", tmp_path / "volume"
+    path = bake(image, volume)
+    os.utime(path, ns=(0, 0))
+
+    [model] = Inventory(volume, inventory.scan(volume, {}, baked=image)).models(Kind.LORA)
+
+    assert (model.sha256, model.source) == (None, "")
+
+
+def test_a_baked_file_in_a_sub_folder_has_no_manifest(tmp_path: Path) -> None:
+    put(tmp_path, "image/loras/sub/x.safetensors")
+
+    [model] = Inventory(
+        tmp_path / "volume", inventory.scan(tmp_path / "volume", {}, baked=tmp_path / "image")
+    ).models(Kind.LORA)
+
+    assert (model.name, model.sha256) == ("x", None)
+
+
+def cached(volume: Path, name: str, revision: str = "a" * 40) -> Path:
+    """Return where a file of the repository org/repo lies in the platform's cache."""
+    hub = volume / "huggingface-cache/hub/models--org--repo"
+    blob = hub / "blobs" / f"{revision}-{name.replace('/', '-')}"
+    link = hub / "snapshots" / revision / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    blob.parent.mkdir(exist_ok=True)
+    link.symlink_to(blob)
+    return blob
+
+
+def test_models_of_the_platforms_cache_are_listed_by_what_their_headers_say(
+    tmp_path: Path,
+) -> None:
+    models.write_checkpoint(cached(tmp_path, "model.safetensors"), seed="c")
+    models.write_lora(cached(tmp_path, "lora.safetensors"), seed="l")
+    cached(tmp_path, "unknown.safetensors").write_bytes(safetensors({}))
+    cached(tmp_path, "damaged.safetensors").write_bytes(b"damaged")
+    cached(tmp_path, "gone.safetensors")
+    write_pickle(cached(tmp_path, "pickle.ckpt"), seed="p")
+
+    found = listed(tmp_path)
+
+    [checkpoint] = found.models(Kind.CHECKPOINT)
+    assert (checkpoint.name, checkpoint.origin) == ("model", Origin.HUB)
+    assert found.find(Kind.CHECKPOINT, "org/repo/model") == checkpoint
+    assert found.from_source(Kind.CHECKPOINT, checkpoint.source) == (checkpoint,)
+    assert checkpoint.source.startswith("hf:org/repo/model.safetensors@")
+    assert checkpoint.sha256 is None
+    assert [model.name for model in found.models(Kind.LORA)] == ["lora"]
+    assert found.total_bytes == 0
+
+
+def test_the_digest_of_a_cached_file_is_remembered_on_the_volume(tmp_path: Path) -> None:
+    models.write_lora(cached(tmp_path, "lora.safetensors"), seed="l")
+    [path] = inventory.scan(tmp_path, {})
+    manifest = manifests.new(SHA, path.stat(), "", "sd1", "")
+    manifests.write(tmp_path, layout.manifest_path(tmp_path, Kind.LORA, path), manifest)
+
+    once = inventory.scan(tmp_path, {})
+    again = inventory.scan(tmp_path, once)
+
+    assert once[path].manifest == again[path].manifest == manifest
+
+
+def test_two_revisions_of_a_cached_file_have_two_names(tmp_path: Path) -> None:
+    for revision in ("a" * 40, "b" * 40):
+        models.write_lora(cached(tmp_path, "lora.safetensors", revision), seed=revision)
+
+    assert len(set(names(tmp_path, Kind.LORA))) == 2
+
+
+def test_only_what_can_be_fetched_again_is_published(tmp_path: Path) -> None:
+    put(tmp_path, "models/loras/a.safetensors", "models/Lora/b.safetensors")
+    put(tmp_path, "models/loras/c.safetensors", "models/loras/d.safetensors")
+    for place, source in (("loras/a", "https://h/a"), ("Lora/b", "https://h/b"), ("loras/c", "")):
+        path = tmp_path / "models" / f"{place}.safetensors"
+        manifest = manifests.new(SHA, path.stat(), source, "sd1", "")
+        manifests.write(tmp_path, layout.manifest_path(tmp_path, Kind.LORA, path), manifest)
+
+    origins = {model.name: model.origin for model in listed(tmp_path).models(Kind.LORA)}
+
+    assert origins == {
+        "a": Origin.PUBLISHED,
+        "b": Origin.BROUGHT,
+        "c": Origin.BROUGHT,
+        "d": Origin.BROUGHT,
+    }
+
+
+def test_a_volume_that_answers_slowly_is_looked_at_by_several_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, *(f"models/loras/m{number}.safetensors" for number in range(200)))
+    quick = inventory.scan(tmp_path, {})
+    monkeypatch.setattr(inventory, "_SLOW_S", 0.0)
+
+    assert inventory.scan(tmp_path, {}) == quick
+
+
+def test_a_file_that_becomes_another_kind_changes_its_shelf(tmp_path: Path) -> None:
+    blob = cached(tmp_path, "m.safetensors")
+    models.write_lora(blob, seed="m")
+    [found] = inventory.scan(tmp_path, {}).values()
+    before = listed(tmp_path)
+
+    after = before.with_file(replace(found, kind=Kind.VAE))
+
+    assert [model.name for model in after.models(Kind.VAE)] == ["m"]
+    assert after.models(Kind.LORA) == ()
+    assert after.without(tmp_path / "nowhere") is after
+
+
+def test_a_cached_file_that_the_disk_does_not_give_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    models.write_lora(cached(tmp_path, "lora.safetensors"), seed="l")
+
+    def failing(*_: object) -> header.Header:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(header, "read", failing)
+
+    assert names(tmp_path, Kind.LORA) == []
+    assert "lora.safetensors cannot be read: Input/output error" in caplog.text

@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ def test_a_name_from_a_host_becomes_one_that_a_request_could_give(text: str) -> 
         pytest.param("..\\..\\evil.safetensors", "evil", id="backslashes"),
         pytest.param("a<b>:c.safetensors", "a_b__c", id="signs of a tag"),
         pytest.param(".hidden.safetensors", "hidden", id="hidden"),
-        pytest.param("model.ckpt", "model.ckpt", id="another suffix stays"),
+        pytest.param("model.CKPT", "model", id="suffix of a pickle"),
+        pytest.param("model.zip", "model.zip", id="another suffix stays"),
+        pytest.param("\ufb01ne \uff44etail", "fine detail", id="letters that look like Latin ones"),
         pytest.param("ünï_日本", "ünï_日本", id="letters of other scripts"),
         pytest.param("n\0u\nl", "n_u_l", id="control characters"),
         pytest.param("..", "model", id="nothing left"),
@@ -72,3 +75,74 @@ def test_every_kind_has_a_folder_of_its_own_and_it_is_looked_into_first() -> Non
     assert [root.path.name for root in first.values()] == list(layout.FOLDERS.values())
     assert all(root.ours for root in first.values())
     assert sum(root.ours for root in roots) == len(Kind)
+
+
+@given(text=st.text(), upper=st.booleans())
+def test_names_that_look_alike_to_a_disk_are_folded_into_one(text: str, *, upper: bool) -> None:
+    other = unicodedata.normalize("NFD", text.upper() if upper else text.lower())
+
+    assert layout.folded(layout.folded(text)) == layout.folded(text)
+    assert layout.folded(other.casefold()) == layout.folded(other)
+    assert layout.folded(unicodedata.normalize("NFC", other)) == layout.folded(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Detail", "dETAIL"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("STRASSE", "stra\u00dfe"),
+        ("\uff44etail", "detail"),
+        ("\ufb01ne", "FINE"),
+    ],
+)
+def test_names_that_a_disk_could_take_for_one_another_fold_to_the_same(
+    one: str, other: str
+) -> None:
+    assert layout.folded(one) == layout.folded(other)
+
+
+def test_the_image_is_looked_into_last_and_never_published_into() -> None:
+    roots = list(layout.roots(VOLUME, Path("/models")))
+
+    first = next(index for index, root in enumerate(roots) if root.baked)
+    assert all(root.baked and not root.ours for root in roots[first:])
+    assert {root.path for root in roots[first:]} >= {
+        Path("/models/checkpoints"),
+        Path("/models/models/upscalers"),
+        Path("/models/Lora"),
+    }
+
+
+def test_every_root_is_yielded_once() -> None:
+    roots = [(root.kind, root.path) for root in layout.roots(VOLUME, Path("/models"))]
+
+    assert len(set(roots)) == len(roots)
+
+
+def test_a_file_outside_of_the_volume_has_a_manifest_of_its_own_name() -> None:
+    places = {
+        layout.manifest_path(VOLUME, Kind.LORA, Path(path))
+        for path in ("/models/loras/x.safetensors", "/volume/models/loras/x.safetensors")
+    }
+
+    assert len(places) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "file_name", "suffix"),
+    [
+        (Kind.UPSCALER, "4x.pth", ".pth"),
+        (Kind.UPSCALER, "4x.PT", ".pt"),
+        (Kind.UPSCALER, "4x.bin", ".pth"),
+        (Kind.CHECKPOINT, "m.pt", ".ckpt"),
+        (Kind.EMBEDDING, "concept.bin", ".bin"),
+        (Kind.EMBEDDING, "", ".pt"),
+        (Kind.CONTROLNET, "canny.pth", ".pth"),
+    ],
+)
+def test_a_pickle_gets_a_suffix_that_a1111_looks_for(
+    kind: Kind, file_name: str, suffix: str
+) -> None:
+    assert layout.suffix_for(kind, file_name, pickle=True) == suffix
+    assert layout.suffix_for(kind, file_name, pickle=False) == ".safetensors"

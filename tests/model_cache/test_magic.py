@@ -44,6 +44,19 @@ def test_what_is_no_safetensors_file_is_refused_by_its_name(start: bytes, what: 
         magic.refuse(start)
 
 
+@pytest.mark.parametrize("start", [zipped(), pickle.dumps({"a": [1.0] * 9}, 2)])
+def test_where_pickles_are_allowed_their_beginning_passes(start: bytes) -> None:
+    magic.refuse(start, pickle_allowed=True)
+
+    assert magic.is_pickle(start)
+
+
+@pytest.mark.parametrize("start", [b"<html>", b"{}", b"7z\xbc\xaf\x27\x1c", b"GGUF"])
+def test_where_pickles_are_allowed_nothing_else_is(start: bytes) -> None:
+    with pytest.raises(ModelUnsafeError, match="safetensors files and PyTorch pickles are taken"):
+        magic.refuse(start, pickle_allowed=True)
+
+
 @given(st.integers(2, magic.MAX_HEADER_BYTES))
 # Lengths whose bytes read like "<", "{", "[", a pickle of protocol 2 and 4, and gzip.
 @example(0x3C)
@@ -53,7 +66,11 @@ def test_what_is_no_safetensors_file_is_refused_by_its_name(start: bytes, what: 
 @example(0x0480)
 @example(0x8B1F)
 def test_no_length_of_a_sound_header_is_taken_for_something_else(length: int) -> None:
-    magic.refuse(struct.pack("<Q", length) + b'{"__metadata__":{}')
+    start = struct.pack("<Q", length) + b'{"__metadata__":{}'
+
+    magic.refuse(start)
+
+    assert not magic.is_pickle(start)
 
 
 @given(st.binary(max_size=600))

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -5,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_cache import manifests
+from model_cache import layout, manifests
+from model_cache.stillness import Stillness
+from schemas.errors import VolumeError
 from schemas.manifest import Manifest
+from schemas.model_ref import Kind
 
 SHA = "0123456789abcdef" * 4
 
@@ -91,10 +95,158 @@ def test_further_sources_are_remembered_once_and_not_for_ever(model: Path) -> No
     manifest = manifest_of(model)
 
     for number in range(100):
-        manifest = manifests.with_source(manifest, f"https://h/{number}")
-        manifest = manifests.with_source(manifest, f"https://h/{number}")
-    manifest = manifests.with_source(manifest, "https://h/m")
-    manifest = manifests.with_source(manifest, "")
+        manifest = manifests.with_sources(manifest, [f"https://h/{number}"])
+        manifest = manifests.with_sources(manifest, [f"https://h/{number}"])
+    manifest = manifests.with_sources(manifest, ["https://h/m"])
+    manifest = manifests.with_sources(manifest, [""])
 
     assert manifest.source == "https://h/m"
     assert manifest.also_from == tuple(f"https://h/{number}" for number in range(84, 100))
+
+
+# Manifests that go.
+
+
+def manifest_at(volume: Path, name: str = "x.safetensors") -> Path:
+    """Write the manifest of a published file that need not be there."""
+    place = layout.manifest_path(volume, Kind.LORA, volume / "models" / "loras" / name)
+    (volume / "any").write_bytes(b"weights")
+    manifests.write(volume, place, manifest_of(volume / "any"))
+    return place
+
+
+def temporary(volume: Path) -> list[Path]:
+    return list(layout.tmp_folder(volume).iterdir())
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def still(clock: Clock) -> Stillness:
+    return Stillness(60, clock)
+
+
+def test_a_manifest_is_dropped_if_it_is_the_one_that_is_meant(volume: Path) -> None:
+    place = manifest_at(volume)
+    believed = manifests.stored(place)
+
+    assert manifests.drop(volume, place, believed)
+    assert manifests.drop(volume, place, believed)
+
+    assert not place.exists()
+    assert temporary(volume) == []
+
+
+def test_a_manifest_that_was_written_anew_is_not_dropped_for_the_old_one(volume: Path) -> None:
+    place = manifest_at(volume)
+    believed = manifests.stored(place)
+    newer = manifest_at(volume).read_bytes()
+
+    assert not manifests.drop(volume, place, believed)
+
+    assert place.read_bytes() == newer
+    assert temporary(volume) == []
+
+
+def test_the_manifest_of_a_file_that_is_gone_is_pruned_after_a_minute(
+    volume: Path, still: Stillness, clock: Clock
+) -> None:
+    place, cut_off = manifest_at(volume), manifest_at(volume, "y.safetensors")
+    cut_off.write_bytes(b"{")
+
+    assert manifests.prune(volume, [], still) == 0
+    clock.now += 59
+    assert manifests.prune(volume, [], still) == 0
+    clock.now += 1
+    assert manifests.prune(volume, [], still) == 2
+
+    assert not place.exists()
+    assert not cut_off.exists()
+
+
+def test_the_manifest_of_a_file_that_is_there_stays(
+    volume: Path, still: Stillness, clock: Clock
+) -> None:
+    there, listed = manifest_at(volume, "unlisted.pt"), manifest_at(volume, "listed.safetensors")
+    file = volume / "models" / "loras" / "unlisted.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"a pickle that this worker does not list")
+
+    for _ in range(3):
+        known = [(Kind.LORA, file.with_name("listed.safetensors"))]
+        assert manifests.prune(volume, known, still) == 0
+        clock.now += 60
+
+    assert there.exists()
+    assert listed.exists()
+
+
+def test_a_file_that_was_back_in_between_has_its_minute_again(
+    volume: Path, still: Stillness, clock: Clock
+) -> None:
+    place = manifest_at(volume)
+    file = volume / "models" / "loras" / "x.safetensors"
+    file.parent.mkdir(parents=True)
+    manifests.prune(volume, [], still)
+    clock.now += 30
+    file.touch()
+    manifests.prune(volume, [], still)
+    file.unlink()
+    clock.now += 30
+
+    assert manifests.prune(volume, [], still) == 0
+    assert place.exists()
+
+
+def test_a_manifest_that_does_not_tell_its_file_is_kept_for_a_month(
+    volume: Path, still: Stillness, clock: Clock
+) -> None:
+    place = layout.manifest_path(volume, Kind.LORA, volume / "ComfyUI/models/loras/x.safetensors")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(manifest_at(volume).read_bytes())
+    manifest_at(volume).unlink()
+    for _ in range(3):
+        assert manifests.prune(volume, [], still) == 0
+        clock.now += 60
+
+    os.utime(place, (0, 0))
+    manifests.prune(volume, [], still)
+    clock.now += 60
+
+    assert manifests.prune(volume, [], still) == 1
+
+
+def test_a_manifest_that_the_disk_does_not_let_go_is_left_for_another_time(
+    volume: Path,
+    still: Stillness,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = manifest_at(volume)
+    manifests.prune(volume, [], still)
+    clock.now += 60
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        assert manifests.prune(volume, [], still) == 0
+        with pytest.raises(VolumeError):
+            manifests.drop(volume, place, None)
+
+    assert manifests.prune(volume, [], still) == 1
+    assert not place.exists()

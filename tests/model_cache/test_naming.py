@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_cache import naming
-from schemas.model_ref import Kind, ModelRef
+from schemas.model_ref import Kind, ModelRef, stem_of
 
 VOLUME = Path("/volume")
 
@@ -14,23 +14,47 @@ VOLUME = Path("/volume")
 class Placed:
     path: Path
     relative: str
-    published: bool
+    place: str
+    claim: int | None
+
+
+ROOTS = ("models/loras", "models/Lora", "baked/loras")
 
 
 def placed(place: str) -> Placed:
-    """Return a file at `place` below the volume: in our folder, or in that of A1111."""
-    root = next(root for root in ("models/loras", "models/Lora") if place.startswith(root))
+    """Return a file at `place`: in our folder, in that of A1111, or in the image."""
+    root = next(root for root in ROOTS if place.startswith(root))
     relative = place.removeprefix(f"{root}/")
-    published = root == "models/loras" and "/" not in relative
-    return Placed(VOLUME / f"{place}.safetensors", relative, published)
+    claim = 1 if root == "models/loras" and "/" not in relative else None
+    suffix = "" if place.endswith(".pt") else ".safetensors"
+    return Placed(
+        VOLUME / f"{place}{suffix}",
+        relative.removesuffix(".pt"),
+        place.removesuffix(".pt"),
+        0 if root == "baked/loras" else claim,
+    )
 
 
 def names_of(*places: str) -> dict[str, str]:
     """Return name -> place."""
-    named = naming.unique_names(VOLUME, [placed(place) for place in places])
+    named = naming.unique_names([placed(place) for place in places])
     return {
         name: str(file.path.relative_to(VOLUME)).removesuffix(".safetensors")
         for name, file in named.items()
+    }
+
+
+def test_a_baked_file_keeps_its_stem_whatever_comes_to_the_volume() -> None:
+    assert names_of("models/loras/x", "baked/loras/x") == {
+        "x": "baked/loras/x",
+        "models_loras_x": "models/loras/x",
+    }
+
+
+def test_of_two_files_with_one_stem_the_safetensors_file_has_the_name() -> None:
+    assert names_of("models/loras/x.pt", "models/loras/x") == {
+        "x": "models/loras/x",
+        "models_loras_x": "models/loras/x.pt",
     }
 
 
@@ -74,7 +98,7 @@ stems = st.text(st.characters(blacklist_characters="/\0"), min_size=1, max_size=
 )
 places = st.builds(
     lambda root, folders, stem: "/".join([root, *folders, stem]),
-    st.sampled_from(["models/loras", "models/Lora"]),
+    st.sampled_from(ROOTS),
     st.lists(st.sampled_from(["a", "b", "a_b"]), max_size=3),
     st.one_of(st.sampled_from(["x", "a_x", "b_x", "models_Lora_x"]), stems),
 )
@@ -84,23 +108,27 @@ places = st.builds(
 def test_every_file_has_one_name_that_a_request_can_give(wheres: set[str]) -> None:
     files = [placed(where) for where in wheres]
 
-    named = naming.unique_names(VOLUME, files)
+    named = naming.unique_names(files)
 
     assert {file.path for file in named.values()} == {file.path for file in files}
     for name in named:
         assert name.isprintable()
         assert "/" not in name
-        if name.strip() and not name.startswith(".") and not name.endswith(".safetensors"):
+        if name.strip() and not name.startswith(".") and stem_of(name) == name:
             assert ModelRef(kind=Kind.LORA, name=name).name == name
 
 
-@given(st.sets(places, min_size=1, max_size=8), places)
-def test_a_new_file_never_takes_the_name_that_a_published_one_has(
+# Nothing new comes into an image while a worker runs.
+on_the_volume = places.filter(lambda place: not place.startswith("baked"))
+
+
+@given(st.sets(places, min_size=1, max_size=8), on_the_volume)
+def test_a_new_file_never_takes_the_name_that_a_published_or_baked_one_has(
     wheres: set[str], new: str
 ) -> None:
-    before = naming.unique_names(VOLUME, [placed(where) for where in wheres])
-    after = naming.unique_names(VOLUME, [placed(where) for where in wheres | {new}])
+    before = naming.unique_names([placed(where) for where in wheres])
+    after = naming.unique_names([placed(where) for where in wheres | {new}])
 
     for name, file in before.items():
-        if file.published:
+        if file.claim is not None and name == naming.stem(file):
             assert after[name] == file

@@ -6,7 +6,7 @@ import pytest
 
 from model_cache import layout, manifests
 from model_cache.inventory import Found, Inventory
-from model_cache.selection import Choice, Fetch, Hash, Link, Use, choose
+from model_cache.selection import Choice, Fetch, Hash, Link, Use, Wanted, choose
 from schemas.errors import ModelCorruptError, ModelNotFoundError
 from schemas.model_ref import Kind, ModelRef
 
@@ -36,7 +36,8 @@ def choice(ref: dict[str, str], *files: File) -> Choice:
             manifest = manifests.new(file.sha256, status, file.source, "sd1", "")
         listed[path] = Found(Kind.LORA, path, folder, "/" not in file.place, status, manifest)
     asked = ModelRef.model_validate({"kind": Kind.LORA, **ref})
-    return choose(asked, asked.url or "", Inventory(VOLUME, listed))
+    keys = (asked.url,) if asked.url else ()
+    return choose(Wanted.of(asked, keys), Inventory(VOLUME, listed))
 
 
 def outcome(chosen: Choice) -> tuple[object, ...]:

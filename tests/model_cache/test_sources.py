@@ -1,11 +1,17 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from model_cache import sources, tokens, urls
-from schemas.errors import InvalidInputError
+from model_cache import civitai, huggingface, s3, sources, tokens, urls
+from model_cache.sources import WebFile
+from schemas.errors import InvalidInputError, WorkerError
+from schemas.model_ref import Kind
 from schemas.settings import CacheSettings
+from tests.model_cache.asking import SECRET, resolved
+from tests.model_cache.conftest import Hub
 
 SETTINGS = CacheSettings(hf_token=SecretStr("hf-own"), civitai_token=SecretStr("civitai-own"))
 
@@ -85,29 +91,29 @@ def test_a_url_that_names_no_host_is_refused(url: str) -> None:
     ],
 )
 def test_a_token_goes_to_its_own_host_alone(url: str, authorization: str) -> None:
-    assert sources.resolve(url, SETTINGS, {}).authorization == authorization
+    assert sources.web_file(url, SETTINGS, {}).authorization == authorization
 
 
 def test_a_token_of_the_request_wins() -> None:
-    download = sources.resolve("https://hf.co/m", SETTINGS, {"huggingface": "theirs"})
+    download = sources.web_file("https://hf.co/m", SETTINGS, {"huggingface": "theirs"})
 
     assert download.authorization == "Bearer theirs"
 
 
 def test_without_a_token_nothing_is_sent() -> None:
-    assert sources.resolve("https://hf.co/m", CacheSettings(), {}).authorization == ""
+    assert sources.web_file("https://hf.co/m", CacheSettings(), {}).authorization == ""
 
 
 @pytest.mark.parametrize("token", ["a\r\nX-Other: b", "tökén", "a\0"])
 def test_a_token_that_no_header_can_carry_is_refused_unsaid(token: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
-        sources.resolve("https://hf.co/m", SETTINGS, {"huggingface": token})
+        sources.web_file("https://hf.co/m", SETTINGS, {"huggingface": token})
 
     assert token not in str(caught.value.as_response())
 
 
 def test_a_download_does_not_show_its_secrets() -> None:
-    download = sources.resolve("https://hf.co/m?token=signed", SETTINGS, {})
+    download = sources.web_file("https://hf.co/m?token=signed", SETTINGS, {})
 
     assert "signed" not in repr(download)
     assert "hf-own" not in repr(download)
@@ -128,3 +134,107 @@ def test_the_hint_names_the_token_that_would_help(url: str, word: str) -> None:
 
 def test_the_place_of_a_url_has_no_query() -> None:
     assert urls.place("https://h/a/b?token=s#f") == "h/a/b"
+
+
+@pytest.mark.parametrize(
+    ("url", "reader"),
+    [
+        ("hf:org/repo/x", huggingface.Reference),
+        ("https://huggingface.co/org/repo/blob/main/x", huggingface.Reference),
+        ("https://civitai.com/models/1", civitai.Reference),
+        ("urn:air:sd1:lora:civitai:1@2", civitai.Reference),
+        ("s3://bucket/key", s3.Reference),
+        ("https://huggingface.co/gpt2/resolve/main/x", WebFile),
+        ("https://example.com/x.safetensors", WebFile),
+    ],
+)
+def test_each_reference_has_one_resolver(url: str, reader: type) -> None:
+    assert isinstance(sources.read(url, SETTINGS), reader)
+
+
+def test_a_plain_url_is_taken_to_mean_one_file_for_ever() -> None:
+    assert not sources.read("https://example.com/x.safetensors", SETTINGS).mutable
+
+
+_STARTS = (
+    *("", "https://", "hf:", "hf:org/repo/", "https://huggingface.co/", "s3://", "urn:air:"),
+    *("civitai:", "https://civitai.com/models/", "https://civitai.com/api/download/models/7?"),
+)
+
+
+@given(st.sampled_from(_STARTS), st.text())
+def test_reading_any_string_gives_a_stable_key_or_invalid_input(start: str, tail: str) -> None:
+    try:
+        reference = sources.read(start + tail, SETTINGS)
+    except InvalidInputError:
+        return
+
+    assert reference.key
+    if not isinstance(reference, WebFile):
+        assert sources.read(reference.key, SETTINGS).key == reference.key
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://host/x?token={SECRET}&api_key={SECRET}&X-Amz-Signature={SECRET}",
+        f"https://huggingface.co/org/repo/resolve/main/x?token={SECRET}",
+        f"https://civitai.com/models/1?token={SECRET}",
+        f"https://civitai.com/api/download/models/1?token={SECRET}&fileId=2",
+        f"civitai:version:4?token={SECRET}",
+        f"s3://bucket/key?X-Amz-Signature={SECRET}",
+    ],
+)
+def test_a_secret_in_a_url_is_in_no_key_and_no_text(url: str) -> None:
+    reference = sources.read(url, SETTINGS)
+
+    assert SECRET not in reference.key + repr(reference)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["hf:org/repo/x", "hf:org/repo", "civitai:version:1", "civitai:model:1", "s3://bucket/x"],
+)
+@pytest.mark.parametrize("how", [{"status": 401}, {"status": 404}, {"status": 503}, {"html": True}])
+def test_a_planted_token_is_in_no_error(url: str, how: dict[str, Any], model_hub: Hub) -> None:
+    model_hub.spoil(times=9, **how)
+    tokens = {"huggingface": SECRET, "civitai": SECRET}
+
+    try:
+        text = repr(resolved(model_hub, url, Kind.LORA, tokens=tokens))
+    except WorkerError as error:
+        text = f"{error.as_response()} {error!r} {error.__cause__!r}"
+
+    assert SECRET not in text
+
+
+def test_a_mirror_gets_its_companys_token_and_no_other_host_does() -> None:
+    mirrored = CacheSettings(
+        hf_token=SecretStr("hf-own"),
+        civitai_token=SecretStr("civitai-own"),
+        hf_endpoint="https://hf.mirror.example",
+        civitai_endpoint="https://mirror.example:8443/civitai",
+    )
+
+    seen = {
+        url: sources.web_file(url, mirrored, {}).authorization
+        for url in (
+            "https://hf.mirror.example/x",
+            "https://mirror.example:8443/x",
+            "https://mirror.example/x",
+            "http://hf.mirror.example/x",
+            "https://sub.hf.mirror.example/x",
+        )
+    }
+
+    assert list(seen.values()) == ["Bearer hf-own", "Bearer civitai-own", "", "", ""]
+
+
+def test_a_plain_url_is_resolved_without_a_question(model_hub: Hub) -> None:
+    url = f"{model_hub.url}/files/x.safetensors?X-Amz-Signature={SECRET}"
+
+    download = resolved(model_hub, url)
+
+    assert download.url == url
+    assert download.source == f"{model_hub.url}/files/x.safetensors"
+    assert model_hub.requests == []

@@ -1,21 +1,22 @@
 import hashlib
-import io
 import itertools
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model_cache import magic, transfer
-from model_cache.download import Download
+from model_cache import magic, partial, stream, transfer
+from model_cache.connections import Connections
+from model_cache.download import Allowance, Download
+from model_cache.limits import Limits, Watch
 from model_cache.models import Progress
-from model_cache.sources import resolve
-from model_cache.transfer import Fetched, Limits, Watch
+from model_cache.transfer import Fetched
 from schemas.errors import (
     DownloadBudgetExceededError,
     DownloadIncompleteError,
@@ -26,14 +27,14 @@ from schemas.errors import (
     ModelUnsafeError,
     SourceQuotaError,
     SourceUnavailableError,
-    VolumeFullError,
     WorkerError,
 )
 from tests.model_cache.conftest import Hub, settings_for
 
 SIZE = 300_000
 BYTES = hashlib.shake_256(b"model").digest(SIZE)
-LIMITS = Limits(max_bytes=10**9, max_s=20, stall_s=5, allow_private_hosts=True, pause_s=0.01)
+SHA256 = hashlib.sha256(BYTES).hexdigest()
+LIMITS = Limits(stall_s=5, allow_private_hosts=True, tries=3, pause_s=0.01)
 
 
 @pytest.fixture
@@ -42,65 +43,104 @@ def url(model_hub: Hub) -> str:
     return f"{model_hub.url}/m"
 
 
-def fetch(url: str, into: io.BytesIO | None = None, **options: Any) -> Fetched:
-    """Fetch `url` with `LIMITS`, changed by `options`."""
-    watch = Watch(
-        options.pop("cancelled", threading.Event()),
-        options.pop("progress", None),
-        options.pop("look", None),
-    )
-    download = Download(url, url.partition("?")[0], options.pop("authorization", ""))
-    limits = Limits(**{**vars(LIMITS), **options})
-    return transfer.fetch(download, io.BytesIO() if into is None else into, limits, watch)
+@dataclass
+class Fetcher:
+    """Fetches to a volume, and knows what the part held at the end."""
+
+    volume: Path
+    got: bytes = b""
+
+    def __call__(self, url: str, **options: Any) -> Fetched:
+        """Fetch `url` with `LIMITS`, changed by `options`, which also are those of `Watch`."""
+        declared = {name: options.pop(name) for name in DECLARED if name in options}
+        download = Download(url, url.partition("?")[0], **declared)
+        allowance = Allowance(options.pop("max_bytes", 10**9), options.pop("max_s", 20))
+        watched: dict[str, Any] = {
+            "connections": Connections(16),
+            "cancelled": threading.Event(),
+            **{name: options.pop(name) for name in WATCHED if name in options},
+        }
+        with partial.private_part(self.volume, "ab") as part:
+            try:
+                return transfer.fetch(
+                    download,
+                    part,
+                    replace(LIMITS, **options),
+                    Watch(allowance=allowance, **watched),
+                )
+            finally:
+                self.got = part.path.read_bytes() if part.path.exists() else b""
 
 
-def test_a_file_comes_whole_with_its_digest_and_name(url: str) -> None:
-    into = io.BytesIO()
-
-    fetched = fetch(url, into)
-
-    assert into.getvalue() == BYTES
-    assert fetched == Fetched(hashlib.sha256(BYTES).hexdigest(), SIZE, SIZE, "m")
+DECLARED = ("authorization", "size_bytes", "sha256")
+WATCHED = ("cancelled", "connections", "progress", "look", "make_room", "want_autov3")
 
 
-def test_the_host_learns_who_asks_and_sends_no_packed_bytes(model_hub: Hub, url: str) -> None:
+@pytest.fixture
+def fetch(volume: Path) -> Fetcher:
+    return Fetcher(volume)
+
+
+def test_a_file_comes_whole_with_its_digest_and_name_by_one_request(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
+
+    fetched = fetch(url)
+
+    assert fetch.got == BYTES
+    assert fetched == Fetched(SHA256, "", SIZE, SIZE, 0, "m")
+    assert [request.range for request in model_hub.requests] == ["bytes=0-8388607"]
+
+
+def test_the_host_learns_who_asks_and_sends_no_packed_bytes(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     fetch(url)
 
     assert model_hub.requests[0].user_agent == "a1111-worker/0.1"
 
 
 @pytest.mark.parametrize("how", ["chunked", "no_length"])
-def test_a_file_of_unsaid_size_comes_whole(model_hub: Hub, url: str, how: str) -> None:
-    model_hub.spoil(chunked=how == "chunked", no_length=how == "no_length")
+def test_a_file_of_unsaid_size_comes_whole(
+    fetch: Fetcher, model_hub: Hub, url: str, how: str
+) -> None:
+    model_hub.spoil(chunked=how == "chunked", no_length=how == "no_length", no_range=True)
 
     assert fetch(url).size_bytes == SIZE
 
 
-def test_a_broken_connection_is_resumed_where_it_broke(model_hub: Hub, url: str) -> None:
+def test_a_broken_connection_is_resumed_where_it_broke(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     model_hub.spoil(cut=100_000)
-    into = io.BytesIO()
 
-    fetched = fetch(url, into)
+    fetched = fetch(url)
 
-    assert into.getvalue() == BYTES
+    assert fetch.got == BYTES
     assert fetched.received_bytes == SIZE
-    assert [request.range for request in model_hub.requests] == [None, "bytes=100000-"]
+    assert [request.range for request in model_hub.requests] == [
+        "bytes=0-8388607",
+        "bytes=100000-299999",
+    ]
 
 
-def test_many_breaks_do_not_end_a_fetch_that_moves_on(model_hub: Hub, url: str) -> None:
+def test_many_breaks_do_not_end_a_fetch_that_moves_on(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     large = BYTES * 30
     (model_hub.root / "m").write_bytes(large)
     model_hub.spoil(cut=2_000_000, times=4)
-    into = io.BytesIO()
 
-    fetched = fetch(url, into)
+    fetched = fetch(url, connections=Connections(1))
 
-    assert into.getvalue() == large
+    assert fetch.got == large
     assert fetched.received_bytes == len(large)
-    assert len(model_hub.requests) == 5
+    assert len(model_hub.requests) == 6
 
 
-def test_a_host_that_gives_crumbs_ends_in_an_error(model_hub: Hub, url: str) -> None:
+def test_a_host_that_gives_crumbs_ends_in_an_error(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     model_hub.spoil(cut=5, times=-1)
 
     with pytest.raises(DownloadIncompleteError, match="broke off after 15 bytes"):
@@ -119,45 +159,42 @@ def test_a_host_that_gives_crumbs_ends_in_an_error(model_hub: Hub, url: str) -> 
     ],
 )
 def test_whatever_a_host_does_with_the_rest_the_bytes_are_right(
-    model_hub: Hub, url: str, second: dict[str, Any]
+    fetch: Fetcher, model_hub: Hub, url: str, second: dict[str, Any]
 ) -> None:
     model_hub.spoil(cut=100_000)
     model_hub.spoil(**second)
-    into = io.BytesIO()
 
-    fetched = fetch(url, into)
+    fetched = fetch(url)
 
-    assert into.getvalue() == BYTES
+    assert fetch.got == BYTES
     assert fetched.sha256 == hashlib.sha256(BYTES).hexdigest()
 
 
 @pytest.mark.parametrize("etag", ["none", "weak"])
 def test_without_a_strong_etag_a_broken_fetch_starts_again(
-    model_hub: Hub, url: str, etag: str
+    fetch: Fetcher, model_hub: Hub, url: str, etag: str
 ) -> None:
     model_hub.spoil(cut=100_000, etag=etag)
-    into = io.BytesIO()
 
-    fetched = fetch(url, into)
+    fetched = fetch(url)
 
-    assert into.getvalue() == BYTES
+    assert fetch.got == BYTES
     assert fetched.received_bytes == SIZE + 100_000
-    assert [request.range for request in model_hub.requests] == [None, None]
+    assert [request.range for request in model_hub.requests] == ["bytes=0-8388607"] * 2
 
 
 @pytest.mark.parametrize("other", [BYTES[::-1], BYTES[:50_000]], ids=["as long", "shorter"])
 def test_a_file_that_changes_between_two_tries_is_never_mixed(
-    model_hub: Hub, url: str, other: bytes
+    fetch: Fetcher, model_hub: Hub, url: str, other: bytes
 ) -> None:
     model_hub.spoil(cut=100_000)
-    into = io.BytesIO()
 
-    def replace_it(_: Progress) -> None:
+    def replace_it(_: bytes) -> None:
         (model_hub.root / "m").write_bytes(other)
 
-    fetch(url, into, progress=replace_it)
+    fetch(url, look=replace_it)
 
-    assert into.getvalue() == other
+    assert fetch.got == other
 
 
 @dataclass
@@ -208,45 +245,42 @@ REST = BYTES[1000:3000]
         pytest.param(['ETag: "a"'], id="of nobody knows what"),
     ],
 )
-def test_a_rest_that_is_another_one_is_thrown_away(headers: list[str]) -> None:
+def test_a_rest_that_is_another_one_is_thrown_away(fetch: Fetcher, headers: list[str]) -> None:
     rest = answer("206 Partial Content", REST, *headers)
-    into = io.BytesIO()
 
     with canned(FIRST, rest, answer("200 OK", BYTES[:3000], "Content-Length: 3000")) as host:
-        fetch(host.url, into)
+        fetch(host.url)
 
-    assert into.getvalue() == BYTES[:3000]
-    assert [b"Range: bytes=1000-" in asked for asked in host.asked] == [False, True, False]
+    assert fetch.got == BYTES[:3000]
+    assert [b"Range: bytes=1000-2999" in asked for asked in host.asked] == [False, True, False]
     assert b'If-Range: "a"' in host.asked[1]
 
 
-def test_a_rest_that_fits_is_taken() -> None:
+def test_a_rest_that_fits_is_taken(fetch: Fetcher) -> None:
     rest = answer("206 Partial Content", REST, "Content-Range: bytes 1000-2999/3000", 'ETag: "a"')
-    into = io.BytesIO()
 
     with canned(FIRST, rest) as host:
-        fetch(host.url, into)
+        fetch(host.url)
 
-    assert into.getvalue() == BYTES[:3000]
+    assert fetch.got == BYTES[:3000]
 
 
-def test_a_part_that_nobody_asked_for_is_not_taken_for_the_file() -> None:
+def test_a_part_that_nobody_asked_for_is_not_taken_for_the_file(fetch: Fetcher) -> None:
     part = answer("206 Partial Content", BYTES[:3000], "Content-Range: bytes 0-2999/3000")
-    into = io.BytesIO()
 
     with canned(part, answer("200 OK", BYTES[:3000], "Content-Length: 3000")) as host:
-        fetch(host.url, into)
+        fetch(host.url)
 
-    assert into.getvalue() == BYTES[:3000]
+    assert fetch.got == BYTES[:3000]
 
 
-def test_first_bytes_that_come_in_crumbs_are_looked_at_together() -> None:
+def test_first_bytes_that_come_in_crumbs_are_looked_at_together(fetch: Fetcher) -> None:
     looked: list[bytes] = []
 
     with canned(answer("200 OK", BYTES[:3000], "Content-Length: 3000")) as host:
         fetch(host.url, look=looked.append)
 
-    assert looked == [BYTES[: transfer.FIRST_BYTES]]
+    assert looked == [BYTES[: stream.FIRST_BYTES]]
 
 
 @pytest.mark.parametrize(
@@ -267,12 +301,14 @@ def test_first_bytes_that_come_in_crumbs_are_looked_at_together() -> None:
         b"HTTP/1.1 500 Oops\r\nRetry-After: \xff\r\nContent-Length: 9\r\n\r\n{",
     ],
 )
-def test_whatever_a_host_answers_the_outcome_is_our_error(garbage: bytes) -> None:
+def test_whatever_a_host_answers_the_outcome_is_our_error(fetch: Fetcher, garbage: bytes) -> None:
     with canned(*[garbage] * 3) as host, pytest.raises(WorkerError):
         fetch(host.url, stall_s=1)
 
 
-def test_a_host_that_breaks_every_time_ends_in_an_error(model_hub: Hub, url: str) -> None:
+def test_a_host_that_breaks_every_time_ends_in_an_error(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     model_hub.spoil(drop=True, times=-1)
 
     with pytest.raises(SourceUnavailableError, match="could not be reached"):
@@ -281,7 +317,9 @@ def test_a_host_that_breaks_every_time_ends_in_an_error(model_hub: Hub, url: str
     assert len(model_hub.requests) == 3
 
 
-def test_a_host_that_never_gets_further_ends_in_an_error(model_hub: Hub, url: str) -> None:
+def test_a_host_that_never_gets_further_ends_in_an_error(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     model_hub.spoil(cut=1000, etag="none", times=-1)
 
     with pytest.raises(DownloadIncompleteError, match="broke off after 1000 bytes"):
@@ -290,7 +328,9 @@ def test_a_host_that_never_gets_further_ends_in_an_error(model_hub: Hub, url: st
     assert len(model_hub.requests) == 3
 
 
-def test_a_promise_of_more_bytes_than_there_are_is_noticed(model_hub: Hub, url: str) -> None:
+def test_a_promise_of_more_bytes_than_there_are_is_noticed(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     model_hub.spoil(length=7, etag="none", times=-1)
 
     with pytest.raises(DownloadIncompleteError):
@@ -312,7 +352,7 @@ def test_a_promise_of_more_bytes_than_there_are_is_noticed(model_hub: Hub, url: 
     ],
 )
 def test_a_refusal_becomes_our_error_with_what_the_host_said(
-    model_hub: Hub, url: str, status: int, error: type[WorkerError], tries: int
+    fetch: Fetcher, model_hub: Hub, url: str, status: int, error: type[WorkerError], tries: int
 ) -> None:
     model_hub.spoil(status=status, times=-1)
 
@@ -325,7 +365,9 @@ def test_a_refusal_becomes_our_error_with_what_the_host_said(
 
 
 @pytest.mark.slow
-def test_a_host_that_was_busy_is_asked_again_when_it_said(model_hub: Hub, url: str) -> None:
+def test_a_host_that_was_busy_is_asked_again_when_it_said(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     model_hub.spoil(status=503, retry_after="1")
     started = time.monotonic()
 
@@ -333,7 +375,9 @@ def test_a_host_that_was_busy_is_asked_again_when_it_said(model_hub: Hub, url: s
     assert 1 <= time.monotonic() - started < 5
 
 
-def test_a_host_that_wants_an_hour_of_patience_is_not_waited_for(model_hub: Hub, url: str) -> None:
+def test_a_host_that_wants_an_hour_of_patience_is_not_waited_for(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     model_hub.spoil(status=429, retry_after="3600")
 
     with pytest.raises(SourceQuotaError):
@@ -351,7 +395,7 @@ def test_a_host_that_wants_an_hour_of_patience_is_not_waited_for(model_hub: Hub,
     ],
 )
 def test_an_answer_that_is_no_file_is_refused(
-    model_hub: Hub, url: str, how: dict[str, Any], what: str
+    fetch: Fetcher, model_hub: Hub, url: str, how: dict[str, Any], what: str
 ) -> None:
     model_hub.spoil(**how)
 
@@ -361,7 +405,7 @@ def test_an_answer_that_is_no_file_is_refused(
     assert len(model_hub.requests) == 1
 
 
-def test_a_pickle_is_refused_by_its_first_bytes(model_hub: Hub, url: str) -> None:
+def test_a_pickle_is_refused_by_its_first_bytes(fetch: Fetcher, model_hub: Hub, url: str) -> None:
     (model_hub.root / "m").write_bytes(b"PK\x03\x04" + BYTES * 100)
 
     with pytest.raises(ModelUnsafeError, match="zip archive"):
@@ -370,27 +414,27 @@ def test_a_pickle_is_refused_by_its_first_bytes(model_hub: Hub, url: str) -> Non
     assert model_hub.requests[0].bytes_sent < SIZE * 100
 
 
-def test_a_file_above_the_limit_is_refused_before_it_comes(url: str) -> None:
-    into = io.BytesIO()
+def test_a_file_above_the_limit_is_refused_before_it_comes(fetch: Fetcher, url: str) -> None:
 
     with pytest.raises(DownloadBudgetExceededError) as caught:
-        fetch(url, into, max_bytes=SIZE - 1)
+        fetch(url, max_bytes=SIZE - 1)
 
-    assert into.getvalue() == b""
+    assert fetch.got == b""
     assert caught.value.details == {"size_bytes": SIZE, "limit_bytes": SIZE - 1}
 
 
-def test_a_file_of_unsaid_size_is_stopped_at_the_limit(model_hub: Hub, url: str) -> None:
-    model_hub.spoil(chunked=True)
-    into = io.BytesIO()
+def test_a_file_of_unsaid_size_is_stopped_at_the_limit(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
+    model_hub.spoil(chunked=True, no_range=True)
 
     with pytest.raises(DownloadBudgetExceededError):
-        fetch(url, into, max_bytes=1000)
+        fetch(url, max_bytes=1000)
 
-    assert len(into.getvalue()) <= 1000 + transfer.CHUNK_BYTES
+    assert len(fetch.got) <= 1000
 
 
-def test_a_silent_host_is_given_up(model_hub: Hub, url: str) -> None:
+def test_a_silent_host_is_given_up(fetch: Fetcher, model_hub: Hub, url: str) -> None:
     model_hub.spoil(stall=1000, etag="none", times=-1)
     started = time.monotonic()
 
@@ -401,7 +445,7 @@ def test_a_silent_host_is_given_up(model_hub: Hub, url: str) -> None:
 
 
 def test_a_host_that_takes_the_request_and_never_answers_is_given_up(
-    model_hub: Hub, url: str
+    fetch: Fetcher, model_hub: Hub, url: str
 ) -> None:
     model_hub.spoil(delay_s=60, times=-1)
 
@@ -409,18 +453,20 @@ def test_a_host_that_takes_the_request_and_never_answers_is_given_up(
         fetch(url, stall_s=0.2)
 
 
-def test_time_is_up_even_while_the_host_is_silent(model_hub: Hub, url: str) -> None:
+def test_time_is_up_even_while_the_host_is_silent(fetch: Fetcher, model_hub: Hub, url: str) -> None:
     model_hub.spoil(stall=1000)
     started = time.monotonic()
 
-    with pytest.raises(DownloadBudgetExceededError, match=r"longer than 0\.5 s"):
+    with pytest.raises(DownloadBudgetExceededError, match=r"not there after 0\.5 s"):
         fetch(url, max_s=0.5, stall_s=30)
 
     assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize("how", [{"stall": 1000}, {"delay_s": 60}, {"rate": 1000}])
-def test_a_cancelled_job_lets_go_at_once(model_hub: Hub, url: str, how: dict[str, Any]) -> None:
+def test_a_cancelled_job_lets_go_at_once(
+    fetch: Fetcher, model_hub: Hub, url: str, how: dict[str, Any]
+) -> None:
     model_hub.spoil(times=-1, **how)
     cancelled = threading.Event()
     timer = threading.Timer(0.3, cancelled.set)
@@ -434,7 +480,9 @@ def test_a_cancelled_job_lets_go_at_once(model_hub: Hub, url: str, how: dict[str
     timer.join()
 
 
-def test_a_cancelled_job_does_not_wait_for_the_next_try(model_hub: Hub, url: str) -> None:
+def test_a_cancelled_job_does_not_wait_for_the_next_try(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     model_hub.spoil(status=503, retry_after="50", times=-1)
     cancelled = threading.Event()
     timer = threading.Timer(0.2, cancelled.set)
@@ -446,7 +494,9 @@ def test_a_cancelled_job_does_not_wait_for_the_next_try(model_hub: Hub, url: str
     timer.join()
 
 
-def test_a_redirect_to_another_host_does_not_get_the_token(model_hub: Hub, url: str) -> None:
+def test_a_redirect_to_another_host_does_not_get_the_token(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     assert fetch(url.replace("/m", "/redirect/m"), authorization="Bearer t").size_bytes == SIZE
 
     assert [(entry.host, entry.authorization) for entry in model_hub.requests] == [
@@ -455,7 +505,7 @@ def test_a_redirect_to_another_host_does_not_get_the_token(model_hub: Hub, url: 
     ]
 
 
-def test_a_redirect_within_a_host_keeps_the_token(model_hub: Hub, url: str) -> None:
+def test_a_redirect_within_a_host_keeps_the_token(fetch: Fetcher, model_hub: Hub, url: str) -> None:
     model_hub.spoil(redirect="/m", path="/start")
 
     fetch(url.replace("/m", "/start"), authorization="Bearer t")
@@ -463,7 +513,9 @@ def test_a_redirect_within_a_host_keeps_the_token(model_hub: Hub, url: str) -> N
     assert [entry.authorization for entry in model_hub.requests] == [True, True]
 
 
-def test_a_token_does_not_come_back_with_a_redirect_to_its_host(model_hub: Hub, url: str) -> None:
+def test_a_token_does_not_come_back_with_a_redirect_to_its_host(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     elsewhere = model_hub.url.replace("127.0.0.1", "localhost")
     model_hub.spoil(redirect=f"{elsewhere}/back", path="/start")
     model_hub.spoil(redirect=url, path="/back")
@@ -473,17 +525,7 @@ def test_a_token_does_not_come_back_with_a_redirect_to_its_host(model_hub: Hub, 
     assert [entry.authorization for entry in model_hub.requests] == [True, False, False]
 
 
-def test_a_signed_link_that_expired_is_asked_for_again(model_hub: Hub, url: str) -> None:
-    model_hub.spoil(cut=100_000, host="cdn")
-    into = io.BytesIO()
-
-    fetch(url.replace("/m", "/redirect/m"), into)
-
-    assert into.getvalue() == BYTES
-    assert [entry.host for entry in model_hub.requests] == ["hub", "cdn", "hub", "cdn"]
-
-
-def test_a_redirect_loop_ends(model_hub: Hub, url: str) -> None:
+def test_a_redirect_loop_ends(fetch: Fetcher, model_hub: Hub, url: str) -> None:
     model_hub.spoil(redirect="loop", times=-1)
 
     with pytest.raises(SourceUnavailableError, match="more than 5 times"):
@@ -494,7 +536,7 @@ def test_a_redirect_loop_ends(model_hub: Hub, url: str) -> None:
 
 @pytest.mark.parametrize("target", ["file", "ftp://host/m", "http://[::1", "https://h:99999/"])
 def test_a_redirect_to_what_may_not_be_asked_is_refused(
-    model_hub: Hub, url: str, target: str
+    fetch: Fetcher, model_hub: Hub, url: str, target: str
 ) -> None:
     model_hub.spoil(redirect=target)
 
@@ -502,7 +544,7 @@ def test_a_redirect_to_what_may_not_be_asked_is_refused(
         fetch(url)
 
 
-def test_a_private_host_is_refused_and_not_asked(model_hub: Hub, url: str) -> None:
+def test_a_private_host_is_refused_and_not_asked(fetch: Fetcher, model_hub: Hub, url: str) -> None:
     with pytest.raises(InvalidInputError, match="not at a public address") as caught:
         fetch(url.replace("http:", "https:"), allow_private_hosts=False)
 
@@ -510,14 +552,14 @@ def test_a_private_host_is_refused_and_not_asked(model_hub: Hub, url: str) -> No
     assert model_hub.requests == []
 
 
-def test_plain_http_is_refused(model_hub: Hub, url: str) -> None:
+def test_plain_http_is_refused(fetch: Fetcher, model_hub: Hub, url: str) -> None:
     with pytest.raises(InvalidInputError, match="https"):
         fetch(url, allow_private_hosts=False)
 
     assert model_hub.requests == []
 
 
-def test_an_unknown_host_is_unavailable() -> None:
+def test_an_unknown_host_is_unavailable(fetch: Fetcher) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -526,23 +568,18 @@ def test_an_unknown_host_is_unavailable() -> None:
         fetch(f"http://127.0.0.1:{port}/m")
 
 
-def test_a_host_without_a_trusted_certificate_is_unavailable(model_hub: Hub, url: str) -> None:
+def test_a_host_without_a_trusted_certificate_is_unavailable(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     with pytest.raises(SourceUnavailableError, match="certificate"):
         fetch(url.replace("http:", "https:"))
 
     assert model_hub.requests == []
 
 
-def test_a_full_disk_is_told_as_such(url: str) -> None:
-    class Full(io.BytesIO):
-        def write(self, _: Any) -> int:
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(VolumeFullError, match="No space left"):
-        fetch(url, Full())
-
-
-def test_progress_is_told_now_and_then_and_at_the_end(model_hub: Hub, url: str) -> None:
+def test_progress_is_told_now_and_then_and_at_the_end(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
     model_hub.spoil(rate=400_000)
     told: list[tuple[float, Progress]] = []
 
@@ -575,7 +612,11 @@ SECRETS = ("signed-secret", "token-secret")
     ],
 )
 def test_no_error_shows_a_token_or_a_signature(
-    model_hub: Hub, url: str, spoil: dict[str, Any], caplog: pytest.LogCaptureFixture
+    fetch: Fetcher,
+    model_hub: Hub,
+    url: str,
+    spoil: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model_hub.spoil(times=-1, **spoil)
 
@@ -586,10 +627,9 @@ def test_no_error_shows_a_token_or_a_signature(
     assert not any(secret in shown for secret in SECRETS)
 
 
-def test_limits_come_from_the_settings(model_hub: Hub, url: str) -> None:
-    settings = settings_for(model_hub.root, max_download_gb=0.0001)
+def test_limits_come_from_the_settings(volume: Path) -> None:
+    settings = settings_for(volume, stall_s=7, allowed_hosts="models.example")
 
-    with pytest.raises(DownloadBudgetExceededError, match=f"{SIZE} bytes"):
-        transfer.fetch(
-            resolve(url, settings, {}), io.BytesIO(), Limits.of(settings), Watch(threading.Event())
-        )
+    assert Limits.of(settings) == Limits(
+        7, allow_private_hosts=True, allowed_hosts=("models.example",)
+    )

@@ -99,3 +99,30 @@ def test_every_kind_has_its_folder(tmp_path: Path) -> None:
 
     assert {path.name for path in (tmp_path / "links").iterdir()} == set(FOLDERS.values())
     assert set(FOLDERS) == set(Kind)
+
+
+def test_the_link_of_a_pickle_has_a_suffix_that_a1111_looks_for(tmp_path: Path) -> None:
+    links = LinkFolder(tmp_path / "links")
+
+    for kind, file, link in (
+        (Kind.UPSCALER, "4x.pth", "ESRGAN/4x.pth"),
+        (Kind.UPSCALER, "2x.bin", "ESRGAN/2x.pth"),
+        (Kind.EMBEDDING, "bad.pt", "embeddings/bad.pt"),
+        (Kind.CONTROLNET, "canny.pth", "ControlNet/canny.pth"),
+        (Kind.CHECKPOINT, "old.ckpt", "Stable-diffusion/old.ckpt"),
+    ):
+        name = file.partition(".")[0]
+        shown = model(tmp_path, name, kind, file)
+        assert links.show(shown) == (name, True)
+        assert (tmp_path / "links" / link).read_bytes() == name.encode()
+        assert links.path_of(kind, name) == shown.path
+
+
+def test_a_pickle_and_a_safetensors_file_of_one_name_have_two_links(tmp_path: Path) -> None:
+    links = LinkFolder(tmp_path / "links")
+    plain = model(tmp_path, "x", Kind.EMBEDDING)
+    pickled = model(tmp_path, "x", Kind.EMBEDDING, "x.pt")
+
+    assert [links.show(shown)[0] for shown in (plain, pickled)] == ["x", "x-2"]
+    links.forget(pickled)
+    assert [path.name for path in (links.root / "embeddings").iterdir()] == ["x.safetensors"]

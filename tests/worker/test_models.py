@@ -92,7 +92,7 @@ def test_the_only_one_may_have_the_suffix_in_its_name(
     store = cache(volume)
     role = models.Role("checkpoint", models.default_checkpoint(store, ""))
 
-    found = models.ensure_all(store, [role], threads, tokens={}, cancelled=Event(), report=print)
+    found = models.ensure_all(store.ensure, [role], threads, cancelled=Event(), report=print)
 
     assert found["checkpoint"].model.name == "x.safetensors"
 
@@ -161,7 +161,7 @@ def test_models_come_together_and_progress_is_told(
     wanted = [lora(name, f"{hub.url}/{name}.safetensors?fault-rate=150000") for name in "ab"]
 
     found = models.ensure_all(
-        cache(volume), wanted, threads, tokens={}, cancelled=Event(), report=told.append
+        cache(volume).ensure, wanted, threads, cancelled=Event(), report=told.append
     )
 
     assert {field: ensured.cached for field, ensured in found.items()} == {"a": False, "b": False}
@@ -180,9 +180,7 @@ def test_the_first_failure_stops_the_other_downloads(
     ]
 
     with pytest.raises(ModelNotFoundError):
-        models.ensure_all(
-            cache(volume), wanted, threads, tokens={}, cancelled=Event(), report=print
-        )
+        models.ensure_all(cache(volume).ensure, wanted, threads, cancelled=Event(), report=print)
 
     assert list(volume.rglob("*.part")) == []
 
@@ -197,10 +195,9 @@ def test_a_cancel_stops_a_download(
 
     with pytest.raises(JobCancelledError):
         models.ensure_all(
-            cache(volume),
+            cache(volume).ensure,
             [lora("a", f"{hub.url}/a.safetensors?fault-rate=1000")],
             threads,
-            tokens={},
             cancelled=cancelled,
             report=print,
         )
@@ -263,7 +260,7 @@ def test_a_model_named_twice_must_be_one_file(volume: Path, threads: ThreadPoolE
             JobSettings(),
         ).job
         found = models.ensure_all(
-            store, models.roles(job, None), threads, tokens={}, cancelled=Event(), report=print
+            store.ensure, models.roles(job, None), threads, cancelled=Event(), report=print
         )
         models.require_agreement(job, found)
 

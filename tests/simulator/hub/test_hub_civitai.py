@@ -142,3 +142,28 @@ def test_the_marks_themselves_are_not_served(client: Client) -> None:
     mark(client, requires_token=True)
 
     assert client.get("/civitai/12345/simulator.json").status_code == 404
+
+
+def test_the_marks_of_one_file_are_fields_of_it(client: Client) -> None:
+    mark(client, files={"zz_style.pt": {"pickleScanResult": "Danger"}})
+
+    primary, second = client.get("/api/v1/model-versions/12345").json()["files"]
+
+    assert (primary["pickleScanResult"], second["pickleScanResult"]) == ("Success", "Danger")
+
+
+@pytest.mark.parametrize("mode", ["Archived", "TakenDown"])
+def test_a_model_that_is_given_out_no_more_lists_no_files(mode: str, client: Client) -> None:
+    mark(client, model={"type": "LORA", "mode": mode})
+
+    answer = client.get("/api/v1/model-versions/12345").json()
+
+    assert answer["files"] == []
+    assert "downloadUrl" not in answer
+
+
+def test_a_version_that_is_not_published_is_hidden(client: Client) -> None:
+    mark(client, status="Draft", modelId=99)
+
+    assert client.get("/api/v1/model-versions/12345").status_code == 404
+    assert client.get("/api/v1/models/99").status_code == 404

@@ -254,3 +254,33 @@ def test_a_misspelt_fault_is_an_error_and_not_a_good_answer(
     query: str, model: str, client: Client
 ) -> None:
     assert client.get(f"{model}?{query}").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("fault", "start", "end"),
+    [("shift=100", 1100, 2100), ("short=10", 1000, 1010), ("long=50", 1000, 2050)],
+)
+def test_another_range_can_come_than_was_asked_for(
+    fault: str, start: int, end: int, model: str, client: Client
+) -> None:
+    answer = client.get(f"{model}?fault-{fault}", headers={"Range": "bytes=1000-1999"})
+
+    assert answer.status_code == 206
+    assert answer.headers["Content-Range"] == f"bytes {start}-{end - 1}/{len(DATA)}"
+    assert answer.content == DATA[start:end]
+
+
+def test_more_can_come_than_was_said(model: str, client: Client) -> None:
+    answer = client.get(f"{model}?fault-junk=7", headers={"Range": "bytes=0-9"})
+
+    assert "Content-Length" not in answer.headers
+    assert answer.content == DATA[:10] + bytes(7)
+
+
+def test_a_host_can_allow_few_answers_at_a_time(model: str, client: Client) -> None:
+    rule(client, stall=1000)
+
+    with client.get(model, stream=True) as first:
+        assert first.raw.read(1000) == DATA[:1000]
+        assert client.get(f"{model}?fault-busy-above=1").status_code == 429
+        assert client.get(f"{model}?fault-busy-above=2").status_code == 200

@@ -121,3 +121,26 @@ def test_the_real_client_reads_the_tree_and_understands_the_refusals(client: Cli
     assert isinstance(large, huggingface_hub.hf_api.RepoFile)
     assert large.lfs is not None
     assert (large.lfs.sha256, large.size) == (DIGEST, len(DATA))
+
+
+def test_the_real_client_follows_a_repository_to_its_new_name(
+    client: Client, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    client.put("huggingface/acme/old/.renamed", b"acme/sd\n")
+
+    path = huggingface_hub.hf_hub_download(
+        "acme/old",
+        "sub/model.safetensors",
+        endpoint=client.url,
+        local_dir=tmp_path_factory.mktemp("hf"),
+        token=False,
+    )
+
+    assert Path(path).read_bytes() == DATA
+
+
+def test_the_real_client_understands_that_a_repository_is_disabled(client: Client) -> None:
+    client.put("huggingface/acme/sd/.disabled", b"")
+
+    with pytest.raises(errors.DisabledRepoError):
+        huggingface_hub.HfApi(endpoint=client.url, token=False).model_info("acme/sd")

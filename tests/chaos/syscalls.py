@@ -1,0 +1,92 @@
+"""What goes wrong at a call of the operating system: the process is killed there, or it is refused.
+
+Knows nothing of models. The functions of `os` are replaced in the process that asks for it, so a
+kill falls exactly before or after the call that is named, as a power cut would.
+"""
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Whatever changes the volume, but for opening a file to write: that is a call of `io`, and is told
+# by the next one.
+WRITES = (
+    *("ftruncate", "pwrite", "fdatasync", "fsync"),
+    *("link", "rename", "replace", "unlink", "mkdir"),
+)
+_TWO_PATHS = {"link", "rename", "replace"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One call that goes wrong."""
+
+    call: str
+    """A function of `os`; empty for each of `WRITES`."""
+    ending: str = ""
+    """Of the path that the call is about, the new one where it names two."""
+    after: bool = False
+    """It is done, and only then goes wrong."""
+    skip: int = 0
+    """So many such calls go well before."""
+    error: str = ""
+    """`EDQUOT`: what the call is refused with, as are all that follow. Empty: SIGKILL."""
+
+
+def install(
+    fault: Fault, volume: Path, put: Callable[[Any, str, Any], None] = setattr
+) -> Callable[[], int]:
+    """Make the calls below `volume` that `fault` means go wrong; return how many there were.
+
+    `put` replaces a function of `os`: `setattr`, or that of a `monkeypatch`.
+    """
+    lock, seen = threading.Lock(), [0]
+
+    def strikes(name: str, args: tuple[Any, ...]) -> bool:
+        path = _path(name, args)
+        if not path.startswith(f"{volume}/") or not path.endswith(fault.ending):
+            return False
+        with lock:
+            seen[0] += 1
+            return seen[0] > fault.skip
+
+    def broken(name: str) -> Callable[..., Any]:
+        original = getattr(os, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            struck = strikes(name, args)
+            if struck and not fault.after:
+                _end(fault)
+            result = original(*args, **more)
+            if struck:
+                _end(fault)
+            return result
+
+        return call
+
+    for name in (fault.call,) if fault.call else WRITES:
+        put(os, name, broken(name))
+    return lambda: seen[0]
+
+
+def _end(fault: Fault) -> None:
+    if not fault.error:
+        os.kill(os.getpid(), signal.SIGKILL)
+    number = getattr(errno, fault.error)
+    raise OSError(number, os.strerror(number))
+
+
+def _path(name: str, args: tuple[Any, ...]) -> str:
+    """Return the path that a call is about; empty where it is about something else than a file."""
+    target = args[1] if name in _TWO_PATHS else args[0]
+    if not isinstance(target, int):
+        return os.fspath(target)
+    try:
+        return os.readlink(f"/proc/self/fd/{target}").removesuffix(" (deleted)")
+    except OSError:
+        return ""

@@ -1,0 +1,285 @@
+"""Workers that are killed: what others see afterwards, and what they still have to fetch."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from model_cache import layout
+from model_cache.partial import key_of
+from tests.chaos import syscalls
+from tests.chaos.conftest import MIB, Chaos, Model, World, wait_until
+from tests.chaos.soundness import require_right_bytes
+from tests.chaos.syscalls import Fault
+from tests.chaos.worker import Pace
+
+pytestmark = pytest.mark.slow
+
+QUICK = Pace(ttl_s=0.5)
+
+
+def noted(world: World, model: Model) -> int:
+    """Return how many bytes the journals of dead fetches of a model speak of."""
+    journals = layout.tmp_folder(world.volume).glob(f"{key_of(f'lora:{model.url}')}.*.json")
+    done = [json.loads(journal.read_text())["done"] for journal in journals]
+    return max((sum(end - start for start, end in spans) for spans in done), default=0)
+
+
+def test_a_worker_killed_at_a_random_point_of_a_download_is_resumed_by_another(
+    world: World, chaos: Chaos
+) -> None:
+    chance = random.Random(3)  # noqa: S311 - points in time, no secrets
+    size = chaos.size(16 * MIB, least=4 * MIB)
+    segment = size // 32
+    pace = Pace(ttl_s=0.5, segment_bytes=segment)
+    sent_in_all = noted_in_all = 0
+
+    for number in chaos.times("kills at random points of a download", 100):
+        model = world.model(f"k{number}", size)
+        # Four connections: about one second for all of it.
+        world.hub.spoil(path=f"/{model.path.name}", times=-1, rate=size // 4)
+        point = chance.randrange(size)
+        first, second = world.worker(pace=pace), world.worker(pace=pace)
+        first.ask(name=f"k{number}", url=model.url)
+        world.wait_until_sent(model, point)
+        first.kill()
+        require_right_bytes(world.volume, world.hub.root)
+        before, kept = world.sent(model), noted(world, model)
+
+        done = second.ensure(name=f"k{number}", url=model.url)
+
+        assert (done["name"], done["read"], done["cached"]) == (f"k{number}", model.sha256, False)
+        assert second.wait() == 0
+        # What the journal speaks of is not fetched again, but for the first answer, which may have
+        # been on its way, and what two connections had of one piece at its end.
+        assert world.sent(model) - before <= size - kept + 2 * segment
+        assert kept >= before - size // 4 - 8 * segment
+        sent_in_all += world.sent(model)
+        noted_in_all += kept
+        world.hub.site.faults.rules.clear()
+        world.require_sound()
+
+    rounds = chaos.count(100)
+    chaos.tell("  bytes sent, in % of the files", 100 * sent_in_all // (rounds * size), 0)
+    chaos.tell("  bytes that were not sent twice, in %", 100 * noted_in_all // (rounds * size), 0)
+    assert sent_in_all < 1.5 * rounds * size
+
+
+STEPS = {
+    "a download that is sized": Fault("ftruncate", ".part", after=True),
+    "a first byte that is written": Fault("pwrite", ".part", after=True),
+    "a journal that is not there yet": Fault("replace", ".json"),
+    "a journal that is there": Fault("replace", ".json", after=True),
+    "the last byte, before fsync": Fault("fsync", ".part"),
+    "fsync": Fault("fsync", ".part", after=True),
+    "a file about to be named": Fault("link", ".safetensors"),
+    "a file that is named": Fault("link", ".safetensors", after=True),
+    "a folder that is synced": Fault("fsync", "loras", after=True),
+    "a manifest about to be written": Fault("fsync", ".part", skip=1),
+    "a manifest that is not there yet": Fault("replace", ".safetensors.json"),
+    "a manifest that is there": Fault("replace", ".safetensors.json", after=True),
+    "a part about to be deleted": Fault("unlink", ".part"),
+    "a view that is not there yet": Fault("replace", "cache_registry.json"),
+    "a lease about to be given back": Fault("unlink", ".lease"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_killed_at_a_step_leaves_all_of_a_file_or_nothing(
+    world: World, chaos: Chaos, pace: Pace, step: str
+) -> None:
+    model = world.model("m", 2 * MIB)
+    world.hub.spoil(times=-1, rate=2 * MIB)
+    first = world.worker(pace=QUICK, fault=STEPS[step])
+    first.ask(name="x", url=model.url)
+    assert first.wait() == -signal.SIGKILL
+    require_right_bytes(world.volume, world.hub.root)
+    was_named = (world.volume / "models/loras/x.safetensors").exists()
+    before, kept = world.sent(model), noted(world, model)
+
+    done = world.shelf().ensure(name="x", url=model.url, hash=model.sha256)
+
+    assert (done.model.name, done.model.sha256) == ("x", model.sha256)
+    assert done.cached is was_named
+    assert world.sent(model) - before <= (0 if was_named else model.size - kept + pace.segment_bytes)
+    world.require_sound()
+    chaos.tell("kills at named steps", 1, 1)
+
+
+def test_a_worker_killed_at_any_change_of_the_volume_leaves_all_of_a_file_or_nothing(
+    world: World, chaos: Chaos, pace: Pace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pace.ttl_s < 5
+    model = world.model("m", MIB)
+    with monkeypatch.context() as counting:
+        never = Fault("", skip=1_000_000)
+        changes = syscalls.install(never, world.volume, counting.setattr)
+        world.shelf().ensure(name="x", url=model.url)
+        number_of_changes = changes()
+    assert number_of_changes > 15
+    (world.volume / "models/loras/x.safetensors").unlink()
+
+    for skip in chaos.some("kills at every change of the volume", range(number_of_changes), 3):
+        worker = world.worker(pace=QUICK, fault=Fault("", skip=skip))
+        worker.ask(name="x", url=model.url)
+        # A change more or less: the view is written every now and then.
+        assert worker.wait() in {-signal.SIGKILL, 0}
+        require_right_bytes(world.volume, world.hub.root)
+
+        assert world.shelf().ensure(name="x", url=model.url).model.sha256 == model.sha256
+
+        world.require_sound()
+        (world.volume / "models/loras/x.safetensors").unlink()
+
+
+EVICTION = {
+    "before it is moved aside": Fault("rename", ".evicted"),
+    "after it was moved aside": Fault("rename", ".evicted", after=True),
+    "before its manifest is moved aside": Fault("rename", ".part"),
+    "after its manifest was moved aside": Fault("rename", ".part", after=True),
+    "before its unlink": Fault("unlink", ".evicted"),
+    "after its unlink": Fault("unlink", ".evicted", after=True),
+}
+
+
+@pytest.mark.parametrize("step", EVICTION)
+def test_a_worker_killed_while_it_evicts_leaves_a_whole_model_or_none(
+    world: World, chaos: Chaos, pace: Pace, step: str
+) -> None:
+    assert pace.ttl_s < 5
+    old, new = world.model("old"), world.model("new")
+    budget = 1.5 * MIB / 1e9
+    before = world.shelf(budget_gb=budget)
+    before.ensure(name="old", url=old.url)
+    before.cache.close()
+    worker = world.worker(pace=QUICK, fault=EVICTION[step], settings={"budget_gb": budget})
+    worker.ask(name="new", url=new.url)
+    assert worker.wait() == -signal.SIGKILL
+    require_right_bytes(world.volume, world.hub.root)
+
+    shelf = world.shelf(budget_gb=budget)
+    assert shelf.ensure(name="new", url=new.url).model.sha256 == new.sha256
+    assert not (world.volume / "models/loras/old.safetensors").exists()
+    shelf.cache.close()
+    world.require_sound()
+    assert world.shelf().ensure(name="old", url=old.url).model.sha256 == old.sha256
+    chaos.tell("kills at steps of an eviction", 1, 1)
+
+
+TAKE_OVER = {
+    "before it follows": Fault("link", ".next"),
+    "once it may follow": Fault("link", ".next", after=True),
+    "before the lease is its own": Fault("rename", ".lease"),
+    "once the lease is its own": Fault("rename", ".lease", after=True),
+    "at its first beat": Fault("replace", ".lease", after=True),
+}
+
+
+@pytest.mark.parametrize("step", TAKE_OVER)
+def test_a_worker_killed_while_it_takes_over_is_followed_as_well(
+    world: World, chaos: Chaos, step: str
+) -> None:
+    model = world.model("m", MIB)
+    world.hub.spoil(times=2, stall=MIB // 2)
+    dead, follower, third = (
+        world.worker(pace=QUICK),
+        world.worker(pace=QUICK, fault=TAKE_OVER[step]),
+        world.worker(pace=QUICK),
+    )
+    dead.ask(name="x", url=model.url)
+    world.wait_until_sent(model, MIB // 4)
+    dead.kill()
+    follower.ask(name="x", url=model.url)
+    assert follower.wait() == -signal.SIGKILL
+    world.hub.site.faults.rules.clear()
+    started = time.monotonic()
+
+    assert third.ensure(name="x", url=model.url)["read"] == model.sha256
+
+    assert time.monotonic() - started < 10 * QUICK.ttl_s
+    assert third.wait() == 0
+    world.require_sound()
+    chaos.tell("kills at steps of a take-over", 1, 1)
+
+
+def test_of_five_that_wait_for_a_holder_that_is_killed_one_takes_over_within_seconds(
+    world: World, chaos: Chaos
+) -> None:
+    size = chaos.size(64 * MIB, least=4 * MIB)
+    # As it is in a worker: eight seconds of silence.
+    pace = Pace(ttl_s=8.0, segment_bytes=size // 32)
+    model = world.model("m", size)
+    world.hub.spoil(times=-1, rate=size // 4)
+    holder, *waiting = world.crew(6, pace=pace)
+    holder.ask(name="x", url=model.url)
+    world.wait_until_sent(model, size // 2)
+    for worker in waiting:
+        worker.ask(name="x", url=model.url)
+    time.sleep(0.3)  # So that all have seen who holds the lease.
+    holder.kill()
+    before, kept = world.sent(model), noted(world, model)
+    killed_at = time.monotonic()
+
+    took_s = wait_until(lambda: world.sent(model) > before)
+    answers = [worker.answer() for worker in waiting]
+
+    assert took_s < 10
+    assert time.monotonic() - killed_at < 20
+    assert [answer["read"] for answer in answers] == [model.sha256] * 5
+    assert sorted(answer["cached"] for answer in answers) == [False, True, True, True, True]
+    assert world.sent(model) - before <= size - kept + 2 * pace.segment_bytes
+    assert [worker.wait() for worker in waiting] == [0] * 5
+    world.require_sound()
+    chaos.tell("waiters after a killed holder", 5, 5)
+
+
+def test_a_holder_that_is_stopped_for_longer_than_its_lease_wakes_up_to_the_same_file(
+    world: World, chaos: Chaos
+) -> None:
+    size = chaos.size(32 * MIB, least=4 * MIB)
+    pace = Pace(ttl_s=2.0, segment_bytes=size // 32)
+    for number in chaos.times("holders that were stopped and woke up", 10):
+        model = world.model(f"m{number}", size)
+        world.hub.spoil(times=-1, rate=size // 4)
+        holder, other = world.crew(2, pace=pace)
+        holder.ask(name=f"x{number}", url=model.url)
+        world.wait_until_sent(model, (number % 4 + 1) * size // 5)
+        holder.stop()
+        other.ask(name=f"x{number}", url=model.url)
+        woken_before_the_end = number % 2 == 1
+        if woken_before_the_end:
+            before = world.sent(model)
+            wait_until(lambda model=model, sent=before: world.sent(model) > sent + size // 8)
+            holder.go_on()
+        answers = [other.answer()]
+        holder.go_on()
+        answers.append(holder.answer())
+
+        assert [answer["read"] for answer in answers] == [model.sha256] * 2
+        assert [answer["name"] for answer in answers] == [f"x{number}"] * 2
+        assert world.sent(model) <= 2 * size + 8 * pace.segment_bytes
+        assert [other.wait(), holder.wait()] == [0, 0]
+        assert not list(layout.tmp_folder(world.volume).iterdir())
+        world.hub.site.faults.rules.clear()
+        world.require_sound()
+
+
+def test_a_killed_worker_leaves_no_more_than_a_part_and_its_journal(world: World) -> None:
+    model = world.model("m", 2 * MIB)
+    world.hub.spoil(times=-1, rate=MIB // 2)
+    worker = world.worker(pace=QUICK)
+    worker.ask(name="x", url=model.url)
+    wait_until(lambda: noted(world, model) > 0)
+    worker.kill()
+
+    left = sorted(Path(path).suffix for path in layout.tmp_folder(world.volume).iterdir())
+
+    assert left in (
+        [".json", ".part"],
+        [".json", ".new", ".part"],
+    )
+    assert layout.tmp_folder(world.volume).stat().st_nlink == 2
+    world.require_sound()

@@ -1,0 +1,65 @@
+"""What tests of resolvers share: somebody who asks the hub, and a secret that must show nowhere."""
+
+import threading
+from typing import Any
+
+from model_cache import sources
+from model_cache.download import Download
+from model_cache.metadata import Asker
+from model_cache.web import Web
+from schemas.errors import JobCancelledError
+from schemas.model_ref import Kind
+from schemas.settings import CacheSettings
+from tests.model_cache.conftest import Hub
+
+SECRET = "planted-secret"
+
+
+def asker_for(
+    hub: Hub,
+    tokens: dict[str, str] | None = None,
+    cancelled: threading.Event | None = None,
+    **more: Any,
+) -> Asker:
+    """Return somebody who finds all three companies at the hub."""
+    endpoints = {
+        "hf_endpoint": hub.url,
+        "civitai_endpoint": hub.url,
+        "s3_endpoint": f"{hub.url}/s3",
+    }
+    settings = CacheSettings.model_validate({**endpoints, "allow_private_hosts": True, **more})
+    over = cancelled or threading.Event()
+
+    def require() -> None:
+        if over.is_set():
+            raise JobCancelledError("The job was cancelled.")
+
+    web = Web(stall_s=2, allow_private_hosts=True, require=require)
+    return Asker(settings, tokens or {}, web, over, waits_s=(0.0, 0.0))
+
+
+def resolved(
+    hub: Hub,
+    url: str,
+    kind: Kind = Kind.LORA,
+    *,
+    tokens: dict[str, str] | None = None,
+    **more: Any,
+) -> Download:
+    """Read and resolve a reference, as a job does that misses."""
+    asker = asker_for(hub, tokens, **more)
+    try:
+        return sources.resolve(sources.read(url, asker.settings), kind, asker)
+    finally:
+        asker.web.close()
+
+
+def fetched(hub: Hub, download: Download) -> bytes:
+    """Return the bytes that a download brings."""
+    asker = asker_for(hub)
+    answer = asker.web.ask(download.url, authorization=download.authorization)
+    with answer.response as response:
+        assert response.status_code == 200, response.text
+        body: bytes = response.content
+    asker.web.close()
+    return body
