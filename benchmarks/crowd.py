@@ -16,7 +16,8 @@ class Crowd:
     usages: tuple[Usage, ...]
     """One for each worker."""
     served_bytes: int
-    """Of the file, that the host sent; what was sent twice counts twice."""
+    """Of the file, that the host sent; what was sent twice counts twice, and so does what was on its
+    way to a connection whose work another one took over."""
 
     @property
     def slowest_s(self) -> float:

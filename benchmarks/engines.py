@@ -121,10 +121,9 @@ class Fetcher:
         return Usage(Path(told["path"]), told["s"], told["cpu_s"], _peak_bytes(usage))
 
     def end(self) -> None:
-        """Kill it if it lives."""
-        if self._child.returncode is None:
+        """Kill it if it lives, and close what is open."""
+        with self._child:
             self._child.kill()
-            self._child.communicate()
 
 
 def in_python(way: str) -> Run:

@@ -258,8 +258,13 @@ class _Answer(BaseHTTPRequestHandler):
         while start < end:
             size = min(flow.slice_bytes, end - start)
             _sleep_until(flow.leaves_at(size, time.monotonic()))
-            sent = self._send(file, start, size)
-            self.server.tally.count(body_bytes=sent)
+            sent = 0
+            # Before they are sent: whoever got them may ask for the count at once.
+            self.server.tally.count(body_bytes=size)
+            try:
+                sent = self._send(file, start, size)
+            finally:
+                self.server.tally.count(body_bytes=sent - size)
             start += sent
 
     def _send(self, file: _File, start: int, size: int) -> int:

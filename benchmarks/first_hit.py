@@ -26,6 +26,7 @@ def hit_s(cache: ModelCache, refs: Sequence[ModelRef]) -> float:
     """
     never = threading.Event()
     started = time.perf_counter()
+    cache.expect(refs)
     done = [cache.ensure(ref, cancelled=never) for ref in refs]
     took = time.perf_counter() - started
     for ref, ensured in zip(refs, done, strict=True):

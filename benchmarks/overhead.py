@@ -28,6 +28,7 @@ from typing import Any
 from benchmarks.direct import Direct
 from benchmarks.older_worker import OlderWorker
 from benchmarks.report import Aim, as_line, milliseconds, percentile, table
+from model_cache.cache import ModelCache
 from rp_handler import make_handler, started
 from rp_sdk import Handler
 from schemas.settings import CacheSettings, Settings, WebuiSettings
@@ -132,7 +133,7 @@ def world(folder: Path) -> Iterator[World]:
             cache=CacheSettings(volume=volume, allow_private_hosts=True),
             webui=WebuiSettings(port=port, links=links),
         )
-        runner = started(settings, None)
+        runner = started(settings, ModelCache(settings.cache), None)
         yield World(port, hub_url, make_handler(runner.run, online=False))
 
 

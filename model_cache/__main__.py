@@ -1,185 +1,276 @@
-"""`python -m model_cache`: look at a volume's models, fetch one, check all of them.
+"""`python -m model_cache`: look after the models on a volume by hand.
 
 For people with the volume mounted: on a Pod, on a build machine, on a laptop. Settings come from the
-environment, as for the worker. Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong settings,
-130 interrupted.
+environment, as for the worker. Every command prints text for people, or with `--json` one JSON
+document for programs; what else there is to say goes to stderr.
+
+Exit status: 0 done, 1 something failed or is bad, 2 wrong usage, 78 wrong settings, 130 interrupted.
 """
 
 import argparse
-import dataclasses
-import json
 import os
 import sys
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from tqdm import tqdm
-
-from model_cache import verify
-from model_cache.cache import ModelCache
-from model_cache.models import CachedModel, Progress
-from schemas.errors import WorkerError
-from schemas.model_ref import Kind, ModelRef
+from model_cache import checkup, doctor, prune, pull, show
+from model_cache.console import Console
+from model_cache.disk import require_volume
+from schemas.errors import InvalidInputError, WorkerError
+from schemas.model_ref import Kind
 from schemas.settings import CacheSettings, Settings, SettingsError
 
-_EX_CONFIG = 78
+if TYPE_CHECKING:
+    # argparse gives what `add_subparsers` returns no public name.
+    Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
+
+_PROGRAM = "python -m model_cache"
+_FAILED = 1
+_USAGE = 2
+# Source: sysexits.h, EX_CONFIG.
+_CONFIG = 78
+# What a shell says of a program that SIGINT ended: 128 + 2.
 _INTERRUPTED = 130
 
+_EXAMPLES = f"""\
+examples, on a Pod, where the volume is mounted at /workspace:
+  export A1111_CACHE_VOLUME=/workspace
+  {_PROGRAM} doctor
+  {_PROGRAM} pull --kind lora civitai:version:456
+  {_PROGRAM} list
 
-class _Bar:
-    """A progress bar on stderr; silent where that is no terminal."""
+{__doc__[__doc__.index("Exit status") :]}"""
 
-    def __init__(self, label: str) -> None:
-        self._bar = tqdm(desc=label, unit="B", unit_scale=True, disable=None, file=sys.stderr)
-
-    def __call__(self, progress: Progress) -> None:
-        self._bar.total = progress.total_bytes
-        # A transfer that starts again goes back; tqdm takes that only from `n` itself.
-        self._bar.n = progress.done_bytes
-        self._bar.refresh()
-
-    def close(self) -> None:
-        self._bar.close()
+Command: TypeAlias = Callable[[argparse.Namespace, CacheSettings, Console], int]
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run one command and return the exit status."""
+    """Run one command and return the exit status; wrong usage raises SystemExit, as argparse does."""
     options = _parser().parse_args(argv)
+    console = Console(as_json=options.json)
     try:
         settings = Settings.from_env(environ).cache
         if options.volume is not None:
-            settings = settings.model_copy(update={"volume": options.volume})
-        return _run(options, settings)
+            settings = settings.model_copy(update={"volume": options.volume.absolute()})
+        require_volume(settings.volume)
+        run: Command = options.run
+        return run(options, settings, console)
     except SettingsError as error:
-        print(error, file=sys.stderr)
-        return _EX_CONFIG
+        console.remark(str(error))
+        return _CONFIG
     except WorkerError as error:
-        print(error.as_response()["error"], file=sys.stderr)
-        return 1
+        response = error.as_response()
+        console.remark(response["error"])
+        console.answer(response)
+        return _USAGE if isinstance(error, InvalidInputError) else _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m model_cache", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    every = argparse.ArgumentParser(add_help=False)
-    every.add_argument("--volume", type=Path, help="instead of A1111_CACHE_VOLUME")
-    every.add_argument("--json", action="store_true", help="write JSON, for programs")
-    kind = argparse.ArgumentParser(add_help=False)
-    kind.add_argument("--kind", type=Kind, choices=list(Kind), help="only models of this kind")
-    commands.add_parser("list", parents=[every, kind], help="show the models on the volume")
-    commands.add_parser("info", parents=[every], help="count them")
-    ensure = commands.add_parser("ensure", parents=[every], help="make one model present")
-    ensure.add_argument("--kind", type=Kind, choices=list(Kind), required=True)
-    ensure.add_argument("--name", help="what it is called, or shall be called")
-    ensure.add_argument("--url", help="where to fetch it from if it is not there")
-    ensure.add_argument("--hash", help="its SHA-256; anything else is refused")
-    commands.add_parser(
-        "verify", parents=[every, kind], help="hash every file again and compare with its manifest"
+    parser = argparse.ArgumentParser(
+        _PROGRAM,
+        description="Look after the models on a volume: see, fetch, check, keep and evict them.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_looking(commands)
+    _add_pull(commands)
+    _add_checking(commands)
+    _add_keeping(commands)
     return parser
 
 
-def _run(options: argparse.Namespace, settings: CacheSettings) -> int:
-    match options.command:
-        case "ensure":
-            return _ensure(options, settings)
-        case "verify":
-            return _verify(options, ModelCache(settings))
-        case "info":
-            return _info(options, ModelCache(settings))
-        case _:
-            return _list(options, ModelCache(settings))
+def _add_looking(commands: "Subparsers") -> None:
+    each = _command(commands, "list", show.show_list, "show the models on the volume", _LIST)
+    _kind(each)
+    info = _command(
+        commands, "info", show.show_info, "count the models, or tell all about some", _INFO
+    )
+    info.add_argument(
+        "name", metavar="NAME", nargs="*", help="tell all that is known of this model"
+    )
+    _kind(info)
+    _command(commands, "doctor", doctor.doctor, "try the volume out and look it through", _DOCTOR)
 
 
-def _listed(options: argparse.Namespace, cache: ModelCache) -> list[CachedModel]:
-    kinds = [options.kind] if options.kind else list(Kind)
-    return [model for kind in kinds for model in cache.models(kind)]
+def _add_pull(commands: "Subparsers") -> None:
+    parser = _command(commands, "pull", pull.pull, "fetch models that are not there yet", _PULL)
+    parser.add_argument("ref", metavar="REF", nargs="*", help="a URL, a reference or a name")
+    _kind(parser, "what REF is; has to be given with it")
+    parser.add_argument("--name", help="what the model shall be called; for one REF")
+    parser.add_argument(
+        "--hash", help="its SHA-256, AutoV2 or AutoV3: anything else is refused; for one REF"
+    )
+    parser.add_argument(
+        "--refresh",
+        action="store_true",
+        help="ask the source again what a branch, or a page without a version, means today",
+    )
+    parser.add_argument(
+        "-f",
+        "--file",
+        type=Path,
+        action="append",
+        default=[],
+        help="a list of models, one a line: KIND REF [name=NAME] [hash=HASH]",
+    )
 
 
-def _list(options: argparse.Namespace, cache: ModelCache) -> int:
-    models = _listed(options, cache)
-    if options.json:
-        print(json.dumps([_as_json(model) for model in models], indent=1))
-        return 0
-    width = max(len(name) for name in ("NAME", *(model.name for model in models)))
-    print(f"{'KIND':12}  {'NAME':{width}}  {'MB':>9}  {'BASE':12}  SHA-256")
-    for model in models:
-        megabytes = f"{model.size_bytes / 1e6:.1f}"
-        digest = (model.sha256 or "-")[:10]
-        print(f"{model.kind:12}  {model.name:{width}}  {megabytes:>9}  {model.base:12}  {digest}")
-    return 0
+def _add_checking(commands: "Subparsers") -> None:
+    parser = _command(
+        commands, "verify", checkup.check, "check that the files are what they were", _VERIFY
+    )
+    parser.add_argument("name", metavar="NAME", nargs="*", help="hash this model again")
+    parser.add_argument("--all", action="store_true", help="hash every model again")
+    _kind(parser)
+    parser = _command(
+        commands, "adopt", checkup.adopt, "take the hashes of files that people brought", _ADOPT
+    )
+    parser.add_argument("name", metavar="NAME", nargs="*", help="only this model")
+    _kind(parser)
 
 
-def _info(options: argparse.Namespace, cache: ModelCache) -> int:
-    info = dataclasses.asdict(cache.info())
-    if options.json:
-        print(json.dumps(info))
-        return 0
-    for name, value in info.items():
-        print(f"{name:22} {value}")
-    return 0
+def _add_keeping(commands: "Subparsers") -> None:
+    parser = _command(commands, "prune", prune.prune, "make room on the volume", _PRUNE)
+    parser.add_argument(
+        "--to",
+        type=_gigabytes,
+        metavar="GB",
+        help="what all models may take, in GB (10^9 bytes); else A1111_CACHE_BUDGET_GB",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument(
+        "--watch", action="store_true", help="find out first, in a minute, which workers have died"
+    )
+    for name, run, text, examples in (
+        ("pin", show.pin, "never evict these models", _PIN),
+        ("unpin", show.unpin, "let these models be evicted again", _UNPIN),
+    ):
+        parser = _command(commands, name, run, text, examples)
+        parser.add_argument("name", metavar="NAME", nargs="+", help="of a model")
+        _kind(parser)
+    _command(commands, "registry", show.write_registry, "write cache_registry.json anew", _REGISTRY)
 
 
-def _ensure(options: argparse.Namespace, settings: CacheSettings) -> int:
-    try:
-        ref = ModelRef(kind=options.kind, name=options.name, url=options.url, hash=options.hash)
-    except ValueError as error:
-        print(f"Not a reference to a model: {error}", file=sys.stderr)
-        return 2
-    bar = _Bar(ref.label)
-    try:
-        done = ModelCache(settings).ensure(ref, cancelled=threading.Event(), progress=bar)
-    finally:
-        bar.close()
-    for warning in done.warnings:
-        print(warning, file=sys.stderr)
-    if options.json:
-        outcome = {"cached": done.cached, "download_s": round(done.download_s, 3)}
-        print(json.dumps(_as_json(done.model) | outcome))
-    else:
-        print(done.model.path)
-    return 0
+def _command(
+    commands: "Subparsers", name: str, run: Command, text: str, more: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
+        "--volume",
+        type=Path,
+        metavar="FOLDER",
+        help="where the volume is mounted, instead of A1111_CACHE_VOLUME or /runpod-volume",
+    )
+    parser.set_defaults(run=run)
+    return parser
 
 
-def _verify(options: argparse.Namespace, cache: ModelCache) -> int:
-    """Hash what has a manifest, read the header of the rest; 1 if anything is not as it was."""
-    rows = []
-    for model in _listed(options, cache):
-        bar = _Bar(model.name)
-        try:
-            rows.append(
-                {"kind": model.kind, "name": model.name, "state": _state(cache, model, bar)}
-            )
-        finally:
-            bar.close()
-    bad = [row for row in rows if row["state"].startswith("bad")]
-    if options.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        for row in rows:
-            print(f"{row['kind']:12}  {row['name']}: {row['state']}")
-        print(f"{len(rows)} checked, {len(bad)} bad")
-    return 1 if bad else 0
+def _kind(parser: argparse.ArgumentParser, text: str = "only models of this kind") -> None:
+    parser.add_argument(
+        "--kind", type=Kind, choices=list(Kind), metavar="KIND", help=f"{text}: {', '.join(Kind)}"
+    )
 
 
-def _state(cache: ModelCache, model: CachedModel, bar: _Bar) -> str:
-    try:
-        if model.sha256 is None:
-            cache.inspected(model)
-            return "sound header, never hashed"
-        actual = verify.digest(model.path, cancelled=threading.Event(), progress=bar)
-    except WorkerError as error:
-        return f"bad: {error}"
-    return "good" if actual == model.sha256 else f"bad: its SHA-256 is {actual}"
+def _gigabytes(text: str) -> float:
+    size_gb = float(text)
+    if not 0 <= size_gb < float("inf"):
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return size_gb
 
 
-def _as_json(model: CachedModel) -> dict[str, object]:
-    return {**dataclasses.asdict(model), "path": str(model.path)}
+_LIST = f"""\
+ORIGIN is `published` for what was fetched and may be evicted, `brought` for what people put there,
+`baked` for what is in the image, `hub` for what is in the platform's Hugging Face cache.
+SHA-256 is its first 10 digits; nothing stands there if nobody took it yet (see `adopt`).
+
+example:
+  {_PROGRAM} list --kind lora
+"""
+_INFO = f"""\
+examples:
+  {_PROGRAM} info
+  {_PROGRAM} info detail_tweaker
+"""
+_DOCTOR = f"""\
+Writes some 64 MiB into a folder of its own and removes it again; takes about twenty seconds.
+`poor` costs time or room, `bad` is something that somebody has to mend (exit status 1).
+
+example:
+  {_PROGRAM} doctor --volume /workspace
+"""
+_PULL = f"""\
+REF is what a request may say: an https:// URL, a page of Civitai or Hugging Face, `civitai:…`,
+`hf:org/repo/file@revision`, `s3://bucket/key`, an AIR (`urn:air:…`), or an alias.
+Tokens come from the environment: CIVITAI_TOKEN, HF_TOKEN, AWS_ACCESS_KEY_ID and so on.
+What is there already is not fetched; one that fails does not stop the others. After an interruption
+the same command goes on where it was.
+
+examples:
+  {_PROGRAM} pull --kind checkpoint hf:org/repo/model.safetensors
+  {_PROGRAM} pull --kind lora --name detail 'https://civitai.com/models/123?modelVersionId=456'
+  {_PROGRAM} pull -f models.txt
+"""
+_VERIFY = f"""\
+Without NAME and --all: size, time and header of every file, which is quick. With them the files are
+hashed, and the hashes compared with those that were taken when they came.
+`unhashed` and `touched` files are used; a `bad` one has to be deleted, and is fetched again if it has
+a source. The exit status is 1 if there is one.
+
+examples:
+  {_PROGRAM} verify
+  {_PROGRAM} verify --all --kind checkpoint
+"""
+_ADOPT = f"""\
+Files that people put on the volume are used as they are. Once their hashes are known, a request may
+name them by hash, and no worker has to take it during a job.
+
+examples:
+  {_PROGRAM} adopt
+  {_PROGRAM} adopt my_model
+"""
+_PRUNE = f"""\
+Deletes what died fetches left behind, manifests without a file, and the models that were used
+longest ago until the others fit. Never what people put there, what is pinned, or what a worker uses.
+
+examples:
+  {_PROGRAM} prune --to 50 --dry-run
+  {_PROGRAM} prune --to 50
+"""
+_PIN = f"""\
+A model that is not there yet can be pinned as well, with its --kind.
+
+example:
+  {_PROGRAM} pin sd_xl_base_1.0
+"""
+_UNPIN = f"""\
+example:
+  {_PROGRAM} unpin sd_xl_base_1.0
+"""
+_REGISTRY = f"""\
+A list of all models for people and other programs; workers keep it up to date, and never read it.
+
+example:
+  {_PROGRAM} registry
+"""
 
 
 if __name__ == "__main__":
-    # The command line is an entry point: the one place here that reads the environment.
-    sys.exit(main(sys.argv[1:], os.environ))  # noqa: TID251
+    try:
+        # The command line is an entry point: the one place here that reads the environment.
+        status = main(sys.argv[1:], os.environ)  # noqa: TID251
+    except BrokenPipeError:
+        # As in `list | head`. Source: Python documentation, signal, "Note on SIGPIPE".
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = _FAILED
+    sys.exit(status)

@@ -21,6 +21,7 @@ before.
 import json
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,18 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 20
 """Of the file; a longer one is left alone."""
+LOOK_EVERY_S = 1.0
+"""How soon a change of the file is seen: a job looks up many names, and need not look each time."""
 
 
 class Aliases:
     """The aliases of one volume. Safe to use from several threads."""
 
-    def __init__(self, volume: Path) -> None:
+    def __init__(self, volume: Path, *, look_every_s: float = LOOK_EVERY_S) -> None:
         """Remember where the file would be; it is read when it is needed."""
         self._path = layout.aliases_path(volume)
+        self._look_every_s = look_every_s
+        self._looked_at = float("-inf")
         self._lock = threading.Lock()
         self._state: tuple[int, int] | None = None
         self._entries: dict[str, Any] = {}
@@ -48,7 +53,7 @@ class Aliases:
     def lookup(self, kind: Kind, label: str) -> ModelRef | None:
         """Return what `label` stands for among models of a kind; None if it is no alias.
 
-        Costs one `stat` while the file does not change.
+        Touches the disk once in `look_every_s` at most.
         """
         with self._lock:
             self._refresh()
@@ -65,6 +70,10 @@ class Aliases:
 
     def _refresh(self) -> None:
         """Read the file if it is another than the one that was read."""
+        now = time.monotonic()
+        if now - self._looked_at < self._look_every_s:
+            return
+        self._looked_at = now
         try:
             status = self._path.stat()
         except OSError:

@@ -7,7 +7,8 @@ everything else is on the volume and may change under our hands.
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,7 +28,7 @@ from model_cache.sources import Reference
 from model_cache.stillness import Stillness
 from model_cache.upkeep import Chore, Upkeep
 from model_cache.uses import BEAT_S, Use, Uses
-from schemas.errors import ModelNotFoundError
+from schemas.errors import ModelNotFoundError, WorkerError
 from schemas.model_ref import Kind, ModelRef
 from schemas.settings import CacheSettings
 
@@ -56,6 +57,8 @@ class ModelCache:
         self._fetching = Fetching(settings, self._listing, self._presence, self._room, self._uses)
         self._registry = Registry(self._volume, self._rows)
         self._turns = Turns()
+        # Pure, and half of what a hit costs; jobs ask for the same few again and again.
+        self._read = lru_cache(maxsize=1024)(partial(sources.read, settings=settings))
         self._orphans = Stillness(_SWEEP_EVERY_S)
         self._abandoned = Stillness(_SWEEP_EVERY_S)
         self._upkeep = Upkeep(
@@ -111,9 +114,21 @@ class ModelCache:
         ref = self._meant(ref)
         if ref.url is None:
             return self._by_name(ref, errand, tokens)
-        reference = sources.read(ref.url, self._settings)
+        reference = self._read(ref.url)
         present = None if ref.refresh else self._present(ref, reference, errand)
         return present or self._obtain(ref, reference, errand, tokens)
+
+    def expect(self, refs: Iterable[ModelRef]) -> None:
+        """Be told of all models of a job before they are ensured one by one.
+
+        What seems to be here is shown to be in use with one write, and not one for each.
+        """
+        models = []
+        for ref in map(self._meant, refs):
+            with suppress(WorkerError):  # Whoever ensures it is told.
+                keys = () if ref.url is None else (self._read(ref.url).key,)
+                models.append(self._presence.likely(Wanted.of(ref, keys)))
+        self._uses.announce(model.path for model in models if model is not None)
 
     def hold(self, models: Iterable[CachedModel]) -> AbstractContextManager[None]:
         """Keep `models` from being evicted by any worker for the lines inside."""
@@ -229,7 +244,7 @@ class ModelCache:
         """Return the model of that name, or of the Hugging Face repository of that name."""
         repository = self._as_repository(ref)
         if repository is not None:
-            reference = sources.read(repository.url or "", self._settings)
+            reference = self._read(repository.url or "")
             if self._listing.current.from_source(ref.kind, reference.key):
                 return self._present(repository, reference, errand) or self._obtain(
                     repository, reference, errand, tokens

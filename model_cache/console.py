@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Never, TextIO
 
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ from model_cache.models import Progress
 
 # Frames a second: more of them cost a slow terminal, as one over ssh, more than they tell.
 _EVERY_S = 0.2
+_COLUMNS, _ROWS = 80, 24
 
 
 class Console:
@@ -33,11 +34,7 @@ class Console:
     @property
     def width(self) -> int | None:
         """Columns of the terminal; None where what is said goes to a file or another program."""
-        if not self._out.isatty():
-            return None
-        # 0 where the terminal does not know, as one without a screen.
-        columns = os.get_terminal_size(self._out.fileno()).columns
-        return columns or None
+        return _columns(self._out)
 
     def say(self, *lines: str) -> None:
         """Tell people a result; programs get theirs from `answer`."""
@@ -61,7 +58,8 @@ class Console:
 
         With `total_bytes` the whole is known from the start, else it is what the parts sum up to.
         """
-        shown: tqdm[None] = tqdm(
+        is_sized = _columns(self._err) is not None
+        shown: tqdm[Never] = tqdm(
             desc=label,
             total=total_bytes,
             unit="B",
@@ -69,7 +67,10 @@ class Console:
             disable=None,
             leave=False,
             mininterval=_EVERY_S,
-            dynamic_ncols=True,
+            # On a terminal that does not know its size tqdm would draw nothing.
+            ncols=None if is_sized else _COLUMNS,
+            nrows=None if is_sized else _ROWS,
+            dynamic_ncols=is_sized,
             file=self._err,
         )
         with shown, self._remarks_in_log():
@@ -89,7 +90,7 @@ class Console:
 class Bar:
     """One bar that shows the sum of what goes on at the same time."""
 
-    def __init__(self, shown: "tqdm[None]", *, is_fixed: bool) -> None:
+    def __init__(self, shown: "tqdm[Never]", *, is_fixed: bool) -> None:
         """Draw on `shown`; if `is_fixed`, its total is known and not summed up."""
         self._shown = shown
         self._is_fixed = is_fixed
@@ -109,11 +110,6 @@ class Bar:
 
         return report
 
-    def label(self, text: str) -> None:
-        """Change what stands before the bar."""
-        with self._lock:
-            self._shown.set_description(text, refresh=False)
-
     def _draw(self) -> None:
         parts = self._parts.values()
         if not self._is_fixed:
@@ -130,6 +126,11 @@ class _Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._console.remark(record.getMessage())
+
+
+def _columns(stream: TextIO) -> int | None:
+    """Return how wide the terminal is; None if there is none, or it does not know."""
+    return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
 
 
 def _write(text: str, stream: TextIO) -> None:

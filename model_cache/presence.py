@@ -118,6 +118,11 @@ class Presence:
             hint="Try again when whoever writes it has finished.",
         )
 
+    def likely(self, wanted: Wanted) -> CachedModel | None:
+        """Return what seems to be here, by the list at hand alone; nothing is looked at."""
+        choice = selection.choose(wanted, self._listing.current)
+        return choice.model if isinstance(choice, Use) else None
+
     def in_hub(self, wanted: Wanted, reference: Reference, errand: Errand) -> Ensured | None:
         """Return the model that the platform's Hugging Face cache has for a reference, if any.
 

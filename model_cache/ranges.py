@@ -278,7 +278,12 @@ class Plan:
         return first
 
     def _segment_now(self) -> int:
-        """Return what one connection takes, of which there is to be one more for each at least."""
+        """Return what the next request asks for: so much that there is one more for everybody.
+
+        Not the first one, which was sent before anybody knew how large the file is.
+        """
+        if self._todo[0].at == 0:
+            return self._segment
         left = sum((piece.end or piece.at) - piece.at for piece in self._todo)
         share = left // (2 * (len(self._taken) + 1))
         return min(self._segment, max(_LEAST_SEGMENT_BYTES, share))

@@ -134,9 +134,12 @@ def _known_bytes(wanted: Wanted, same: Sequence[CachedModel], inventory: Invento
         return Use(holder)
     if "/" in name or same[0].origin in _ELSEWHERE:
         return Use(same[0], called_otherwise(wanted.kind, name, same[0].name))
-    if holder is None:
-        return Link(same[0], name)
-    return _beside(wanted, name, same, holder)
+    # As when it was published: a name that a disk or an eye takes for this one is this one.
+    alike = inventory.alike(wanted.kind, name) if holder is None else (holder,)
+    for model in alike:
+        if model in same:
+            return Use(model, called_otherwise(wanted.kind, name, model.name))
+    return _beside(wanted, name, same, alike[0]) if alike else Link(same[0], name)
 
 
 def _beside(wanted: Wanted, name: str, same: Sequence[CachedModel], holder: CachedModel) -> Choice:

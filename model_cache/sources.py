@@ -7,6 +7,7 @@ what it knows of the file: size, digest, name, and which version a moving refere
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 from model_cache import civitai, huggingface, s3, urls
@@ -24,7 +25,7 @@ class WebFile:
     url: str = field(repr=False)
     """May be signed: never to be shown."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The source key."""
         return urls.source_key(self.url)

@@ -4,6 +4,7 @@ Knows nothing of disks, of threads, or of how a file is split among connections.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,9 @@ from schemas.errors import DownloadIncompleteError, WorkerError
 CHUNK_BYTES = 1 << 20
 """Most that is read at a time, and so most that one connection holds in memory."""
 FIRST_BYTES = 512
+_LEAST_BYTES = 16 << 10
+_QUICK_S = 0.02
+_SLOW_S = 0.1
 
 # What a host answers whose signed link has expired. Source: 403 AWS S3 "Request has expired"; 400
 # S3 "ExpiredToken", Cloudflare R2; 401 Backblaze B2 "expired_auth_token"; 404 and 410 of caches.
@@ -210,22 +214,32 @@ def chunks(
     """
     span = answers.span(response)
     left = None if span is None or span.end is None else span.end - span.start
-    size = FIRST_BYTES if at == 0 else 0
+    size = FIRST_BYTES if at == 0 else _LEAST_BYTES
     try:
         while True:
-            # `read1` gives what is there: what came before a break is not lost.
-            read = response.raw.read if size else response.raw.read1
-            chunk = read(size or CHUNK_BYTES, decode_content=False)
+            asked_at = time.monotonic()
+            chunk = response.raw.read(size, decode_content=False)
             if not chunk:
                 return
-            size = 0
-            if left is not None:
-                left -= len(chunk)
-                if left < 0:
-                    raise StartOverError(error("sent more than it had said"), whole=True)
+            size = _next_size(size, time.monotonic() - asked_at)
+            if left is not None and len(chunk) > left:
+                yield chunk[:left]
+                raise StartOverError(error("sent more than it had said"), whole=True)
+            left = None if left is None else left - len(chunk)
             yield chunk
     except (urllib3.exceptions.HTTPError, OSError):
         raise TryAgainError(error("broke off")) from None
+
+
+def _next_size(size: int, took_s: float) -> int:
+    """Return how much to read next: what comes in some tens of milliseconds.
+
+    What was read when a connection breaks is lost, so not more; and every read costs the same
+    beside its bytes, of which TLS brings no more than 16 KiB at once, so not less.
+    """
+    if took_s < _QUICK_S:
+        return min(CHUNK_BYTES, max(2 * size, _LEAST_BYTES))
+    return max(_LEAST_BYTES, size // 2) if took_s > _SLOW_S else max(_LEAST_BYTES, size)
 
 
 def incomplete(source: Source, how: str, **details: int) -> DownloadIncompleteError:

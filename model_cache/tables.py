@@ -53,8 +53,9 @@ def seconds(duration_s: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return `1 model`, `2 models`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """Return `1 model`, `2 models`, `2 aliases`."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
 
 
 def printable(text: str) -> str:

@@ -39,6 +39,9 @@ from schemas.errors import (
 )
 
 _TICK_S = 0.05
+# After a file has changed so often it is read by one answer: hosts behind one name may each have an
+# ETag of their own for the same bytes. Source: Apache httpd 2.2, core, FileETag (INode by default).
+_CHANGES = 3
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class _Fetch:
             except StartOverError as over:
                 failures += 1
                 pause_s = self.limits.pause_s_after(TryAgainError(over.error), failures)
-                self.whole = self.whole or over.whole
+                self.whole = self.whole or over.whole or failures == _CHANGES
                 self.part.start_over()
                 self._rest(pause_s)
 

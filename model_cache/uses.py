@@ -88,6 +88,15 @@ class Uses:
         self._beat = 0
         self._refused = False
 
+    def announce(self, paths: Iterable[Path]) -> None:
+        """Show with one write that these files are about to be used; each will be noted yet."""
+        now = self._clock()
+        with self._state:
+            new = [path for path in paths if path not in self._noted]
+            self._noted.update(dict.fromkeys(new, now))
+        if new:
+            self._show()
+
     def note(self, path: Path) -> None:
         """Say that a job is about to use the file at `path`; to be called before it is looked at.
 

@@ -21,6 +21,7 @@ ONLY_IN = {
     "aiohttp": {"simulator"},
     "huggingface_hub": {"model_cache"},
     "boto3": {"model_cache"},
+    "botocore": {"model_cache"},
     "picklescan": {"model_cache"},
     "PIL": {"worker", "simulator"},
 }

@@ -174,6 +174,7 @@ class Runner:
             allowance=Allowance.of(self._settings.cache, job.max_download_gb, job.max_download_s),
         )
         wanted = models.roles(job, default)
+        self._cache.expect(role.ref for role in wanted)
         found = models.ensure_all(
             ensure, wanted, self._fetchers, cancelled=cancelled, report=report
         )

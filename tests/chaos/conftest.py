@@ -17,6 +17,7 @@ import pytest
 
 from simulator import hub as simulated_hub
 from simulator import loopback, models
+from simulator.hub.faults import Fault, Rule
 from simulator.hub.site import Site
 from tests.chaos.soundness import require_sound
 from tests.chaos.worker import Order, Pace
@@ -185,6 +186,14 @@ class World:
         name = model.path.relative_to(self.hub.root).as_posix()
         entries = list(self.hub.requests)
         return sum(entry.bytes_sent for entry in entries if entry.file == name)
+
+    def spoil(self, *, skip: int = 0, **how: Any) -> None:
+        """Make all answers go wrong, but for the first `skip`; `how` names fields of `Fault`."""
+        self.hub.site.faults.rules.append(Rule(Fault(**how), times=-1, skip=skip))
+
+    def mend(self) -> None:
+        """Let the host answer rightly from now on."""
+        self.hub.site.faults.rules.clear()
 
     def wait_until_sent(self, model: Model, size: int) -> None:
         """Wait until the host has sent so many bytes of a model."""

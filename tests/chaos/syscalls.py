@@ -85,8 +85,8 @@ def _path(name: str, args: tuple[Any, ...]) -> str:
     """Return the path that a call is about; empty where it is about something else than a file."""
     target = args[1] if name in _TWO_PATHS else args[0]
     if not isinstance(target, int):
-        return os.fspath(target)
+        return str(target)
     try:
-        return os.readlink(f"/proc/self/fd/{target}").removesuffix(" (deleted)")
+        return str(Path(f"/proc/self/fd/{target}").readlink()).removesuffix(" (deleted)")
     except OSError:
         return ""

@@ -36,14 +36,16 @@ from tests.chaos.syscalls import Fault
 class Pace:
     """How soon things happen that take seconds or minutes in a worker; nothing else differs."""
 
-    ttl_s: float = 2.0
-    """How long the holder of a lease may be silent."""
+    ttl_s: float = 0.2
+    """How long the holder of a lease may be silent. Short where every holder is dead."""
+    ask_every_s: float = 0.05
+    """How often who waits for it asks."""
     keep_s: float = 600.0
     """How long a model is in use after it was named."""
-    save_every_s: float = 0.1
+    save_every_s: float = 0.05
     """How often a fetch notes what it has."""
     segment_bytes: int = 1 << 18
-    pause_s: float = 0.02
+    pause_s: float = 0.005
     """Before the second try."""
     registry_every_s: float = 30.0
 
@@ -60,6 +62,7 @@ class Pace:
 
         put(fetching, "Limits", SimpleNamespace(of=of))
         put(fetching, "Lease", partial(Lease, ttl_s=self.ttl_s, beat_s=self.ttl_s / 4))
+        put(fetching, "_ASK_EVERY_S", self.ask_every_s)
         put(fetching, "Asker", partial(Asker, waits_s=(self.pause_s, self.pause_s)))
         put(uses, "KEEP_S", self.keep_s)
         put(cache, "Registry", partial(Registry, every_s=self.registry_every_s))

@@ -33,14 +33,14 @@ def test_an_alias_stands_for_what_a_request_may_say(
 ) -> None:
     write(volume, {"detail": entry})
 
-    found = Aliases(volume).lookup(Kind.LORA, "detail")
+    found = Aliases(volume, look_every_s=0).lookup(Kind.LORA, "detail")
 
     assert found == ModelRef.model_validate({"kind": "lora", **fields})
 
 
 def test_an_alias_of_one_kind_is_none_of_another(volume: Path) -> None:
     write(volume, {"any": "x", "lora": {"name": "x", "kind": "lora"}})
-    aliases = Aliases(volume)
+    aliases = Aliases(volume, look_every_s=0)
 
     assert aliases.lookup(Kind.VAE, "any") is not None
     assert aliases.lookup(Kind.VAE, "lora") is None
@@ -48,7 +48,7 @@ def test_an_alias_of_one_kind_is_none_of_another(volume: Path) -> None:
 
 def test_an_alias_leads_one_step_and_is_spelled_exactly(volume: Path) -> None:
     write(volume, {"a": "b", "b": "c"})
-    aliases = Aliases(volume)
+    aliases = Aliases(volume, look_every_s=0)
 
     found = aliases.lookup(Kind.LORA, "a")
 
@@ -58,11 +58,11 @@ def test_an_alias_leads_one_step_and_is_spelled_exactly(volume: Path) -> None:
 
 
 def test_without_a_file_nothing_is_an_alias(volume: Path) -> None:
-    assert Aliases(volume).lookup(Kind.LORA, "a") is None
+    assert Aliases(volume, look_every_s=0).lookup(Kind.LORA, "a") is None
 
 
 def test_a_changed_file_counts_at_once_and_a_deleted_one_no_more(volume: Path) -> None:
-    aliases = Aliases(volume)
+    aliases = Aliases(volume, look_every_s=0)
     answers = []
     path = write(volume, {"a": "x"})
     for content in ({"a": "long"}, {"b": "x"}):
@@ -79,7 +79,7 @@ def test_a_file_that_did_not_change_is_not_read_again(
     volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(volume, {"a": "x"})
-    aliases = Aliases(volume)
+    aliases = Aliases(volume, look_every_s=0)
     aliases.lookup(Kind.LORA, "a")
 
     def no_reading(*_: Any, **__: Any) -> None:
@@ -107,7 +107,7 @@ def test_a_half_written_file_changes_nothing_and_is_told_once(
     content: bytes, volume: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(volume, {"a": "x"})
-    aliases = Aliases(volume)
+    aliases = Aliases(volume, look_every_s=0)
     before = aliases.lookup(Kind.LORA, "a")
 
     write(volume, content)
@@ -141,7 +141,7 @@ def test_a_bad_entry_is_told_once_and_leaves_the_others(
     entry: Any, volume: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(volume, {"bad": entry, "good": "x"})
-    aliases = Aliases(volume)
+    aliases = Aliases(volume, look_every_s=0)
 
     assert [aliases.lookup(Kind.LORA, "bad") for _ in range(3)] == [None] * 3
     assert aliases.lookup(Kind.LORA, "good") is not None
@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_read_fails_no_job(
     volume: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (volume / "models" / "aliases.json").mkdir(parents=True)
-    aliases = Aliases(volume)
+    aliases = Aliases(volume, look_every_s=0)
 
     assert [aliases.lookup(Kind.LORA, "a") for _ in range(3)] == [None] * 3
     assert len(caplog.records) == 1

@@ -99,6 +99,19 @@ def test_large_files_are_asked_for_in_larger_segments(size: int, segment: int) -
     assert piece.end == segment
 
 
+def test_requests_get_smaller_towards_the_end() -> None:
+    plan = Plan(64 << 20)
+    sizes = []
+
+    while (piece := plan.take()) is not None:
+        sizes.append((piece.end or 0) - piece.at)
+
+    assert sizes[:3] == [8 << 20] * 3
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-2] == 2 << 20
+    assert sum(sizes) == 64 << 20
+
+
 def test_the_end_of_a_slow_piece_is_given_to_whoever_is_idle() -> None:
     plan = Plan(8 << 20)
     slow = plan.take()

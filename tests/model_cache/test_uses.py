@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -456,3 +457,23 @@ def test_threads_that_note_and_hold_at_random_lose_nothing(volume: Path) -> None
     assert sum(use.count for use in mine.history().values()) == 200
     assert mine.in_use() == set(models)
     assert mine._held == {}
+
+
+def test_files_that_are_announced_together_take_one_write(tmp_path: Path) -> None:
+    uses = Uses(tmp_path)
+    files = [tmp_path / "models" / "loras" / f"{number}.safetensors" for number in range(11)]
+
+    uses.announce(files)
+    shown = record(uses, tmp_path)
+    for file in files:
+        uses.note(file)
+
+    assert shown["in_use"] == sorted(f"models/loras/{number}.safetensors" for number in range(11))
+    assert record(uses, tmp_path) == shown
+
+
+def record(uses: Uses, volume: Path) -> dict[str, Any]:
+    """What others can read of what is in use."""
+    text = (layout.uses_folder(volume) / f"{uses.worker}.json").read_text()
+    content: dict[str, Any] = json.loads(text)
+    return content
