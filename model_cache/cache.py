@@ -16,6 +16,7 @@ from model_cache import lease, manifests, pins, publish, registry, sources
 from model_cache.account import Account
 from model_cache.aliases import Aliases
 from model_cache.download import Allowance
+from model_cache.evict import Victim
 from model_cache.fetching import Fetching
 from model_cache.inventory import Inventory
 from model_cache.listing import Listing
@@ -199,6 +200,15 @@ class ModelCache:
             VolumeError: it cannot be read.
         """
         return self._room.account()
+
+    def victims(self, to_bytes: int) -> tuple[Victim, ...]:
+        """Return what `prune` would evict, and evict nothing.
+
+        Raises:
+            VolumeFullError: so few bytes cannot be reached.
+            VolumeError: the disk refused.
+        """
+        return self._room.victims(to_bytes)
 
     def prune(self, to_bytes: int) -> tuple[Path, ...]:
         """Evict the least recently used until all models take at most `to_bytes`; return what went.

@@ -5,11 +5,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_cache import forecast, leftovers, lookup, tables
+from model_cache import leftovers, lookup, tables
 from model_cache import uses as records
 from model_cache.cache import ModelCache
 from model_cache.console import Console
-from model_cache.evict import Candidate
+from model_cache.evict import Victim
 from model_cache.leftovers import Orphan, Remains
 from model_cache.models import CachedModel
 from model_cache.uses import Uses
@@ -35,17 +35,15 @@ def prune(options: Namespace, settings: CacheSettings, console: Console) -> int:
     if options.watch:
         _watch(cache, uses, console)
     models = {model.path: model for model in lookup.listed(cache, None)}
-    considered = forecast.candidates(volume, cache, uses, models.values())
-    gone = _evict(options, settings, cache, considered)
+    gone = _evict(options, settings, cache)
     if gone and not options.dry_run:
         cache.write_registry()
-    evicted = [models[path] for path in gone if path in models]
+    evicted = [models[path] for victim in gone for path in victim.paths if path in models]
     word = "would go" if options.dry_run else "evicted"
     for model in evicted:
         console.say(f"{word}  {model.kind} {model.name} ({tables.size(model.size_bytes)})")
-    # A file with two names is one file.
-    sizes = {one.file: one.size_bytes for one in considered if one.path in set(gone)}
-    freed_bytes = sum(sizes.values()) + sum(remains.size_bytes for remains in cleared)
+    freed_bytes = sum(victim.size_bytes for victim in gone)
+    freed_bytes += sum(remains.size_bytes for remains in cleared)
     if settings.budget_gb is None and options.to is None:
         console.say("No model had to go: there is no budget, and no --to.")
     console.say(f"{tables.size(freed_bytes)} {'to be freed' if options.dry_run else 'freed'}")
@@ -94,18 +92,17 @@ def _watch(cache: ModelCache, uses: Uses, console: Console) -> None:
         time.sleep(records.ALIVE_S / (_LOOKS - 1))
 
 
-def _evict(
-    options: Namespace, settings: CacheSettings, cache: ModelCache, considered: list[Candidate]
-) -> tuple[Path, ...]:
-    """Evict, or with `--dry-run` return what would go."""
+def _evict(options: Namespace, settings: CacheSettings, cache: ModelCache) -> list[Victim]:
+    """Evict, and return what went; with `--dry-run` what would go."""
     size_gb = settings.budget_gb if options.to is None else options.to
     if size_gb is None:
-        return ()
+        return []
     to_bytes = int(size_gb * 1e9)
     try:
+        chosen = cache.victims(to_bytes)
         if options.dry_run:
-            return forecast.victims(cache, considered, to_bytes)
-        return cache.prune(to_bytes)
+            return list(chosen)
+        gone = set(cache.prune(to_bytes))
     except VolumeFullError as error:
         if error.details.get("in_use_bytes") and not options.watch:
             error.hint = (
@@ -113,6 +110,8 @@ def _evict(
                 f"{error.hint}"
             )
         raise
+    # A file with two names is one file, and frees its bytes with the last of them.
+    return [victim for victim in chosen if gone.issuperset(victim.paths)]
 
 
 def _as_json(model: CachedModel) -> dict[str, object]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from model_cache import evict, layout, manifests, pins, publish
 from model_cache.account import Account, full, gigabytes, too_large
 from model_cache.disk import disk_errors
-from model_cache.evict import Candidate, Kept
+from model_cache.evict import Candidate, Kept, Victim
 from model_cache.inventory import Found
 from model_cache.listing import Listing
 from model_cache.models import Origin
@@ -124,6 +124,22 @@ class Room:
         """
         with self._turn:
             return self._free(lambda account, _: account.models_bytes - to_bytes, None)
+
+    def victims(self, to_bytes: int) -> tuple[Victim, ...]:
+        """Return what `prune` would evict, and evict nothing.
+
+        Raises:
+            VolumeFullError: so few bytes cannot be reached.
+            VolumeError: the disk refused.
+        """
+        with self._turn:
+            candidates = self._candidates(frozenset())
+            account = self._account(candidates, None)
+            free_bytes = account.models_bytes - to_bytes
+            chosen = evict.victims(candidates, free_bytes)
+        if chosen is None:
+            raise full(account, free_bytes, self._budget_bytes)
+        return chosen
 
     def account(self) -> Account:
         """Return who takes how much, by a fresh look.

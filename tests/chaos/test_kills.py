@@ -91,7 +91,7 @@ def test_a_worker_killed_at_a_step_leaves_all_of_a_file_or_nothing(
     world: World, chaos: Chaos, pace: Pace, step: str
 ) -> None:
     model = world.model("m", 2 * MIB)
-    world.spoil(rate=2 * MIB)
+    world.spoil(rate=4 * MIB)
     first = world.worker(pace=QUICK, fault=STEPS[step])
     first.ask(name="x", url=model.url)
     assert first.wait() == -signal.SIGKILL

@@ -1,9 +1,12 @@
 import hashlib
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +144,67 @@ def test_a_signed_url_that_was_renewed_means_the_same_file(
 
     assert shelf.ensure(url=f"{url}?X-Amz-Signature=2&X-Amz-Date=2").cached
     assert len(model_hub.requests) == 1
+
+
+def test_a_hit_is_one_stat_for_each_model_and_nothing_else(
+    model_hub: Hub, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"m{number}" for number in range(5)]
+    for name in names:
+        models.write_lora(model_hub.root / f"{name}.safetensors", seed=name)
+    shelf = shelf_on(volume)
+    urls = [f"{model_hub.url}/{name}.safetensors" for name in names]
+    for url in urls:
+        shelf.ensure(url=url)
+    stats: list[Path] = []
+    look = Path.stat
+
+    def counted(path: Path, **how: Any) -> os.stat_result:
+        stats.append(path)
+        return look(path, **how)
+
+    monkeypatch.setattr(Path, "stat", counted)
+
+    with watched() as events:
+        hits = [shelf.ensure(url=url) for url in urls]
+        hits += [shelf.ensure(name=name) for name in names]
+
+    assert all(hit.cached for hit in hits)
+    assert sorted(stats) == sorted([hit.model.path for hit in hits] + aliases_of(stats))
+    assert events == []
+
+
+def aliases_of(stats: list[Path]) -> list[Path]:
+    """The one look in a second at the file of aliases, if it fell into these."""
+    looks = [path for path in stats if path.name == "aliases.json"]
+    assert len(looks) <= 1
+    return looks
+
+
+_watching: list[list[str]] = []
+
+
+def _hear(event: str, args: tuple[object, ...]) -> None:
+    for events in _watching:
+        if event == "open" or event.startswith(("os.", "socket.", "fcntl.")):
+            events.append(f"{event} {args[:1]}")
+
+
+@cache
+def _listen() -> None:
+    sys.addaudithook(_hear)  # There is no way to remove it.
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """Collect what is opened, listed, renamed, connected to in the meantime."""
+    _listen()
+    events: list[str] = []
+    _watching.append(events)
+    try:
+        yield events
+    finally:
+        _watching.remove(events)
 
 
 def test_two_threads_fetch_one_file_once(model_hub: Hub, shelf: Shelf, url: str) -> None:
