@@ -12,7 +12,8 @@ class Account:
     models_bytes: int
     """Of all models on the volume, whoever put them there."""
     fetching_bytes: int
-    """What is being fetched, by this worker and others, as large as it will be."""
+    """What is being fetched, by this worker and others, as large as it will be; and what fetches that
+    ended left, as large as it is."""
     evictable_bytes: int
     pinned_bytes: int
     in_use_bytes: int
@@ -42,14 +43,17 @@ def full(account: Account, free_bytes: int, budget_bytes: int | None) -> VolumeF
         f"{gigabytes(account.evictable_bytes)} can ({stays or 'nothing else is there'}).",
         hint="Delete or unpin models, or raise A1111_CACHE_BUDGET_GB if the volume is larger. "
         "A model is in use for ten minutes after the last job that named it.",
-        free_bytes=free_bytes,
-        budget_bytes=budget_bytes,
-        used_bytes=account.taken_bytes,
-        evictable_bytes=account.evictable_bytes,
-        pinned_bytes=account.pinned_bytes,
-        in_use_bytes=account.in_use_bytes,
-        brought_bytes=account.brought_bytes,
-        fetching_bytes=account.fetching_bytes,
+        **_figures(account, free_bytes, budget_bytes),
+    )
+
+
+def unheard(account: Account, free_bytes: int, budget_bytes: int | None) -> VolumeFullError:
+    """Return the error that nothing may go, as workers cannot write down what they use."""
+    return VolumeFullError(
+        f"There is no room: {gigabytes(free_bytes)} would have to go. The disk is so full that workers "
+        "cannot write down which models they use, so none may be evicted.",
+        hint="Delete any file on the volume that is not needed, then try again.",
+        **_figures(account, free_bytes, budget_bytes),
     )
 
 
@@ -62,6 +66,19 @@ def too_large(size_bytes: int, budget_bytes: int) -> VolumeFullError:
         need_bytes=size_bytes,
         budget_bytes=budget_bytes,
     )
+
+
+def _figures(account: Account, free_bytes: int, budget_bytes: int | None) -> dict[str, int | None]:
+    return {
+        "free_bytes": free_bytes,
+        "budget_bytes": budget_bytes,
+        "used_bytes": account.taken_bytes,
+        "evictable_bytes": account.evictable_bytes,
+        "pinned_bytes": account.pinned_bytes,
+        "in_use_bytes": account.in_use_bytes,
+        "brought_bytes": account.brought_bytes,
+        "fetching_bytes": account.fetching_bytes,
+    }
 
 
 def gigabytes(size_bytes: int) -> str:

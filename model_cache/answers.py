@@ -19,7 +19,7 @@ import urllib3
 
 from model_cache.download import Download
 from model_cache.tokens import access_hint
-from model_cache.urls import place
+from model_cache.urls import place, secrets
 from schemas.errors import (
     ModelAccessDeniedError,
     ModelNotFoundError,
@@ -184,8 +184,9 @@ def _said(response: requests.Response, download: Download) -> str:
     """Return what the host says about its answer, as the tail of a sentence; empty if nothing."""
     text = response.headers.get("X-Error-Message", "") or _message(response)
     token = download.authorization.removeprefix("Bearer ")
-    if token:
-        text = text.replace(token, "…")
+    repeated = {*secrets(download.url), *secrets(response.url or download.url), token} - {""}
+    for secret in sorted(repeated, key=len, reverse=True):
+        text = text.replace(secret, "…")
     text = re.sub(r"\?\S*", "?…", text)
     text = "".join(c if c.isprintable() else " " for c in text).strip(" .")
     return f': "{text[:_MAX_SAID_CHARS]}"' if text else ""

@@ -4,38 +4,52 @@ The parts of one volume, put together. What is kept in the process is the list o
 everything else is on the volume and may change under our hands.
 """
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
-from model_cache import lease, manifests, pins, publish, registry, sources
+from model_cache import lease, leftovers, manifests, pins, registry, sources
 from model_cache.account import Account
 from model_cache.aliases import Aliases
+from model_cache.disk import remember_volume
 from model_cache.download import Allowance
 from model_cache.evict import Victim
 from model_cache.fetching import Fetching
 from model_cache.inventory import Inventory
 from model_cache.listing import Listing
 from model_cache.models import CachedModel, CacheInfo, Ensured, Progress
-from model_cache.presence import Errand, Presence, Turns
+from model_cache.presence import Presence
 from model_cache.registry import Registry
 from model_cache.room import Room
 from model_cache.selection import Wanted
 from model_cache.sources import Reference
 from model_cache.stillness import Stillness
+from model_cache.turns import Errand, Turns
 from model_cache.upkeep import Chore, Upkeep
 from model_cache.uses import BEAT_S, Use, Uses
-from schemas.errors import ModelNotFoundError, WorkerError
+from schemas.errors import (
+    InvalidInputError,
+    ModelAccessDeniedError,
+    ModelNotFoundError,
+    VolumeError,
+    WorkerError,
+)
 from schemas.model_ref import Kind, ModelRef
 from schemas.settings import CacheSettings
+
+log = logging.getLogger(__name__)
 
 # How old the list may be for what other workers add.
 _FRESH_S = 60.0
 _SWEEP_EVERY_S = 300.0
+# Many workers live for seconds only, and what they leave must not pile up.
+_SOON_S = 2.0
 _NO_TOKENS: Mapping[str, str] = MappingProxyType({})
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -44,10 +58,11 @@ class ModelCache:
     """The model files on one volume. Safe to use from several threads and several processes."""
 
     def __init__(self, settings: CacheSettings) -> None:
-        """List what is on the volume, which may be missing, and clear what died fetches left."""
+        """List what is on the volume, which may be missing; nothing is changed there."""
         self._settings = settings
         self._volume = settings.volume
-        publish.sweep(self._volume)
+        if settings.require_volume:
+            remember_volume(self._volume)
         self._listing = Listing(
             self._volume, baked=settings.baked, allow_pickle=settings.allow_pickle
         )
@@ -61,12 +76,11 @@ class ModelCache:
         # Pure, and half of what a hit costs; jobs ask for the same few again and again.
         self._read = lru_cache(maxsize=1024)(partial(sources.read, settings=settings))
         self._orphans = Stillness(_SWEEP_EVERY_S)
-        self._abandoned = Stillness(_SWEEP_EVERY_S)
         self._upkeep = Upkeep(
             [
-                Chore("The record of what is in use", BEAT_S, self._tell_and_watch),
+                Chore("The record of what is in use", BEAT_S, self._tell_and_watch, _SOON_S),
                 Chore("The list of models", _FRESH_S, self._look_around),
-                Chore("Clearing up", _SWEEP_EVERY_S, self._sweep),
+                Chore("Clearing up", _SWEEP_EVERY_S, self._sweep, _SOON_S),
             ]
         )
         self._is_kept_fresh = False
@@ -77,7 +91,11 @@ class ModelCache:
         return self._uses.worker
 
     def start(self) -> None:
-        """Keep the list fresh, and the use of models known to others, from a thread of its own."""
+        """Keep the list fresh and the use of models known to others, and clear up what the dead left.
+
+        From a thread of its own, but for the record of use, which is there when this returns.
+        """
+        self._uses.begin()
         self._upkeep.start()
         self._is_kept_fresh = True
 
@@ -118,6 +136,25 @@ class ModelCache:
         reference = self._read(ref.url)
         present = None if ref.refresh else self._present(ref, reference, errand)
         return present or self._obtain(ref, reference, errand, tokens)
+
+    def present(self, ref: ModelRef, *, cancelled: threading.Event) -> Ensured:
+        """Return the referenced model if it is here, verified as by `ensure`. Fetches nothing.
+
+        Raises:
+            ModelNotFoundError: it is not here.
+            WorkerError: as `ensure`.
+        """
+        errand = Errand(cancelled, Allowance.of(self._settings), None)
+        ref = self._meant(ref)
+        if ref.url is None:
+            return self._by_name(ref, errand, None)
+        found = self._present(ref, self._read(ref.url), errand)
+        if found is None:
+            raise ModelNotFoundError(
+                f"The {ref.kind} {ref.label!r} is not here.",
+                hint="Name it in the request to have it fetched.",
+            )
+        return found
 
     def expect(self, refs: Iterable[ModelRef]) -> None:
         """Be told of all models of a job before they are ensured one by one.
@@ -250,27 +287,54 @@ class ModelCache:
             }
         )
 
-    def _by_name(self, ref: ModelRef, errand: Errand, tokens: Mapping[str, str]) -> Ensured:
-        """Return the model of that name, or of the Hugging Face repository of that name."""
+    def _by_name(self, ref: ModelRef, errand: Errand, tokens: Mapping[str, str] | None) -> Ensured:
+        """Return the model of that name, or of the Hugging Face repository of that name.
+
+        That one is asked for only where the name can be nothing else, as no file lies in such a
+        folder; and not at all without `tokens`.
+        """
         repository = self._as_repository(ref)
-        if repository is not None:
-            reference = self._read(repository.url or "")
-            if self._listing.current.from_source(ref.kind, reference.key):
-                return self._present(repository, reference, errand) or self._obtain(
-                    repository, reference, errand, tokens
-                )
+        if repository is None:
+            return self._named(ref, errand)
+        reference = self._read(repository.url or "")
+        warning = (
+            f"There is no {ref.kind} file {ref.name!r}; it was taken for the Hugging Face repository"
+            f" {repository.url}."
+        )
+        if self._listing.current.from_source(ref.kind, reference.key):
+            done = self._present(repository, reference, errand)
+            if done is not None:
+                return replace(done, warnings=(*done.warnings, warning))
         try:
-            found = self._presence.find(Wanted.of(ref, ()), errand)
+            return self._named(ref, errand)
         except ModelNotFoundError as error:
-            if repository is None:
+            if tokens is None or self._has_folder_of(ref):
                 raise
-            try:
-                return self._obtain(repository, reference, errand, tokens)
-            except ModelNotFoundError:
-                raise error from None
+            missing = error
+        try:
+            done = self._obtain(repository, reference, errand, tokens)
+        except (InvalidInputError, ModelNotFoundError, ModelAccessDeniedError) as error:
+            raise ModelNotFoundError(
+                str(missing),
+                hint=f"{missing.hint} Nor is it the Hugging Face repository of that name: {error}",
+                **missing.details,
+            ) from error
+        return replace(done, warnings=(*done.warnings, warning))
+
+    def _named(self, ref: ModelRef, errand: Errand) -> Ensured:
+        found = self._presence.find(Wanted.of(ref, ()), errand)
         if found is None:
             raise AssertionError("a name is found or not, but never fetched")
         return found
+
+    def _has_folder_of(self, ref: ModelRef) -> bool:
+        """Tell whether models of that kind lie in a folder that the name begins with."""
+        folder = f"{(ref.name or '').partition('/')[0]}/"
+        files = self._listing.current.files.values()
+        return any(
+            file.kind is ref.kind and file.hub is None and file.relative.startswith(folder)
+            for file in files
+        )
 
     @staticmethod
     def _as_repository(ref: ModelRef) -> ModelRef | None:
@@ -289,11 +353,14 @@ class ModelCache:
     def _obtain(
         self, ref: ModelRef, reference: Reference, errand: Errand, tokens: Mapping[str, str]
     ) -> Ensured:
-        with self._turns.of((ref.kind, reference.key), errand.cancelled):
+        with self._turns.of((ref.kind, reference.key), errand, reference.key):
             # Another thread may have fetched it while this one waited for its turn.
             done = None if ref.refresh else self._present(ref, reference, errand)
             done = done or self._fetching.obtain(ref, reference, errand, tokens)
-        self._registry.refresh()
+        try:
+            self._registry.refresh()
+        except VolumeError as error:
+            log.warning("cache_registry.json was not written: %s", error)  # The model is here.
         return done
 
     def _rows(self) -> str:
@@ -310,8 +377,8 @@ class ModelCache:
         self._registry.refresh()
 
     def _sweep(self) -> None:
-        publish.sweep(self._volume)
-        lease.sweep(self._volume, self._abandoned)
+        leftovers.sweep(self._volume)
+        lease.sweep(self._volume)
         self._room.sweep()
         self._uses.fold()
         files = self._listing.current.files.values()

@@ -28,6 +28,7 @@ from schemas.errors import (
     InvalidInputError,
     ModelAccessDeniedError,
     ModelNotFoundError,
+    SourceQuotaError,
     SourceUnavailableError,
 )
 from schemas.model_ref import Kind
@@ -114,7 +115,8 @@ def read(url: str, settings: CacheSettings) -> Reference | None:
 def resolve(reference: Reference, kind: Kind, asker: Asker) -> Download:
     """Return what to ask for to get the file; its size is not told exactly, so it is left open.
 
-    While the API is down, the download of a known version is asked for without it.
+    While the API is down, or has no more answers for us (429), the download of a known version is
+    asked for without it.
 
     Raises:
         ModelNotFoundError: there is no such model or version, or no file of it fits.
@@ -127,7 +129,7 @@ def resolve(reference: Reference, kind: Kind, asker: Asker) -> Download:
     authorization = tokens.bearer(tokens.CIVITAI, asker.settings, {**asker.tokens, **own})
     try:
         version = _version(reference, asker, authorization)
-    except SourceUnavailableError:
+    except (SourceUnavailableError, SourceQuotaError):
         if reference.version is None:
             raise
         url = _download_url(reference.base, reference.version, reference.choice.query)

@@ -30,6 +30,8 @@ from schemas.errors import WorkerError
 _TICK_S = 0.05
 # How long connections that were cut are waited for; one that is being made may take longer.
 _LAST_CALL_S = 0.3
+# How far a file of unknown size may come before room is made for what came: that costs some reads.
+_ROOM_STEP_BYTES = 256 << 20
 
 
 @dataclass
@@ -86,6 +88,10 @@ class Crew:
     _futures: list[Future[Any]] = field(default_factory=list)
     _local: list[Future[Any]] = field(default_factory=list)
     _saving: Future[None] | None = None
+    _wanted: int = 0
+    """How many first bytes are to be looked at; 0 if no more than were."""
+    _roomed: int = 0
+    """What room was made for, of a file of unknown size."""
 
     def __post_init__(self) -> None:
         """Gather."""
@@ -258,6 +264,7 @@ class Crew:
                 if not self._written(piece, memoryview(chunk)):
                     return
         if piece.end is None:
+            self._make_room(piece.at)
             self.plan.ended(piece)
         elif not piece.is_empty and piece.at - before < CHUNK_BYTES:
             raise TryAgainError(self._broken("broke off"))
@@ -265,10 +272,17 @@ class Crew:
     def _written(self, piece: Piece, data: memoryview) -> bool:
         """Write the next bytes of a piece; False if the rest is not wanted."""
         if piece.at == 0 and self.watch.look is not None:
-            self.watch.look(bytes(data[: stream.FIRST_BYTES]))
+            self._wanted = self.watch.look(bytes(data[: stream.FIRST_BYTES]))
+        if piece.end is None and piece.at + len(data) - self._roomed > _ROOM_STEP_BYTES:
+            self._make_room(piece.at + len(data))
         with self.plan.granted(piece, len(data)) as (offset, size):
             self.part.write(offset, data[:size])
         return size == len(data) and not piece.is_empty
+
+    def _make_room(self, size: int) -> None:
+        self._roomed = size
+        if self.watch.make_room is not None:
+            self.watch.make_room(size)
 
     def _pause(self, failure: TryAgainError, tries: int) -> None:
         """Wait before the next try, or raise what has failed too often."""
@@ -299,6 +313,7 @@ class Crew:
         buffer = memoryview(bytearray(CHUNK_BYTES))
         while True:
             there, complete = self.plan.wait_prefix(at)
+            self._look_further(there)
             while at < there:
                 size = self.part.read(at, buffer[: there - at])
                 if not size:
@@ -307,6 +322,16 @@ class Crew:
                 at += size
             if complete or self.plan.is_closed():
                 return digests
+
+    def _look_further(self, there: int) -> None:
+        """Have the first bytes looked at, as many as were asked for, as soon as they are there."""
+        seen = 0
+        while self.watch.look is not None and seen < self._wanted <= there:
+            seen = self._wanted
+            start = memoryview(bytearray(seen))
+            self._wanted = self.watch.look(bytes(start[: self.part.read(0, start)]))
+            if self._wanted <= seen:
+                self._wanted = 0
 
     def _broken(self, how: str) -> WorkerError:
         done = self.plan.done.total

@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from schemas.errors import VolumeBusyError, VolumeError, VolumeFullError, VolumeMissingError
@@ -29,6 +29,10 @@ def volume_error(error: OSError) -> VolumeError:
     )
 
 
+# What was mounted where when this process started, by device number.
+_devices: dict[Path, int] = {}
+
+
 @contextmanager
 def disk_errors() -> Iterator[None]:
     """Raise a `VolumeError` in place of an `OSError` from the lines inside.
@@ -41,9 +45,32 @@ def disk_errors() -> Iterator[None]:
         raise volume_error(error) from error
 
 
+def remember_volume(volume: Path) -> None:
+    """From now on take `volume` for missing if another file system is at that place.
+
+    A mount that went leaves an empty folder on the container's own disk, which would fill in silence.
+    Does nothing if there is no such folder.
+    """
+    with suppress(OSError):
+        _devices[volume] = volume.stat().st_dev
+
+
 def require_volume(volume: Path) -> None:
-    """Raise `VolumeMissingError` if there is no folder `volume`; it is a mount point, not ours."""
-    if not volume.is_dir():
+    """Raise `VolumeMissingError` if there is no folder `volume`; it is a mount point, not ours.
+
+    Raises:
+        VolumeError: also if the disk does not tell.
+    """
+    with disk_errors():
+        is_there = volume.is_dir()
+        kept = _devices.get(volume)
+        is_another = is_there and kept is not None and volume.stat().st_dev != kept
+    if is_another:
+        raise VolumeMissingError(
+            f"The volume at {volume} was taken away while the worker ran.",
+            hint="Attach the network volume to the endpoint again, and start a new worker.",
+        )
+    if not is_there:
         raise VolumeMissingError(
             f"There is no folder {volume}.",
             hint="Attach a network volume to the endpoint, or set A1111_CACHE_VOLUME.",

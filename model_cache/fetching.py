@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from model_cache import layout, magic, manifests, s3, selection, sources, transfer, verify
+from model_cache import layout, manifests, s3, selection, sources, transfer, verify
 from model_cache.arrival import Arrival, settle
 from model_cache.connections import Connections
 from model_cache.download import Download
@@ -22,21 +22,19 @@ from model_cache.listing import Listing
 from model_cache.metadata import Asker
 from model_cache.models import CachedModel, Ensured
 from model_cache.partial import Part, key_of, private_part
-from model_cache.presence import Errand, Presence, unrecognised
+from model_cache.presence import Presence, unrecognised
 from model_cache.publish import PartLostError
 from model_cache.room import Room
 from model_cache.selection import Wanted
 from model_cache.sources import Reference
+from model_cache.turns import Errand, in_turn
 from model_cache.uses import Uses
-from model_cache.web import Web
 from schemas.errors import VolumeBusyError, VolumeFullError
 from schemas.model_ref import HashForm, Kind, ModelRef, hash_form
 from schemas.settings import CacheSettings
 
 log = logging.getLogger(__name__)
 
-# How often a worker that waits for another asks whether it is its turn.
-_ASK_EVERY_S = 0.25
 # How often a fetch may lose its file to a worker that took this one for dead.
 _TURNS = 3
 # Of LoRAs A1111 and Civitai know the hash that leaves out the header; it costs as much again.
@@ -53,6 +51,9 @@ class _Order:
     errand: Errand
     size_bytes: int | None = None
     """Once a host said it."""
+    refreshed_at: float | None = None
+    """When the reference was last seen to give anything, before anybody began whose result counts;
+    None until we have looked."""
 
     @property
     def subject(self) -> str:
@@ -64,6 +65,14 @@ class _Order:
         """Every source key that means the file today, most exact first."""
         download = self.download
         return tuple(dict.fromkeys((download.source, *download.also_from, self.reference.key)))
+
+    @property
+    def expected(self) -> Download:
+        """The download with the digest that the caller gave, where its source declares none."""
+        digest = self.ref.hash
+        if digest is None or self.download.sha256 or hash_form(digest) is not HashForm.SHA256:
+            return self.download
+        return replace(self.download, sha256=digest)
 
     @property
     def is_refresh(self) -> bool:
@@ -118,8 +127,7 @@ class Fetching:
             except PartLostError:
                 log.warning("Another worker took this one for dead, and fetched %s.", ref.label)
                 continue
-            if order.is_refresh:
-                self._forget_old(order, done.model)
+            self._forget_old(order, done.model)
             return replace(done, download_s=time.monotonic() - started)
         raise VolumeBusyError(
             f"What was fetched of {ref.label!r} was deleted by other workers, again and again.",
@@ -132,62 +140,84 @@ class Fetching:
         def require() -> None:
             errand.allowance.require_time(errand.cancelled, reference.key)
 
-        web = Web(
-            stall_s=self._settings.stall_s,
-            allow_private_hosts=self._settings.allow_private_hosts,
-            require=require,
-            allowed_hosts=self._settings.allowed_hosts,
-        )
+        web = Limits.of(self._settings).web(require)
         with web.watching():
             asker = Asker(self._settings, tokens, web, errand.cancelled)
             return sources.resolve(reference, kind, asker)
 
-    def _found(self, order: _Order) -> Ensured | None:
+    def _found(self, order: _Order, *, by_list: bool = False) -> Ensured | None:
         """Return the model if it is here under what its source calls it, and remember that."""
-        found = self._presence.find(order.wanted, order.errand)
-        if found is None:
-            return None
-        listed = self._listing.current.files.get(found.model.path)
-        same = order.download.sha256 in {None, found.model.sha256}
-        if listed is not None and listed.manifest is not None and same:
-            manifest = manifests.with_sources(listed.manifest, order.keys)
-            if manifest != listed.manifest:
-                self._listing.record(listed, manifest)
+        found = self._presence.find(order.wanted, order.errand, by_list=by_list)
+        if found is not None:
+            self._tell(order, found.model)
         return found
+
+    def _tell(self, order: _Order, model: CachedModel) -> None:
+        """Remember under which keys the source has a model, if the source itself says that."""
+        inventory, kind = self._listing.current, order.ref.kind
+        listed = inventory.files.get(model.path)
+        known = [key for key in order.keys if model in inventory.from_source(kind, key)]
+        # A name, or a hash that the caller gave, is no word of the source.
+        if listed is None or not (known or model.sha256 == order.download.sha256):
+            return
+        new = [key for key in order.keys if key not in known]
+        if new:
+            seen_at = self._listing.now(kind, new)
+            self._listing.amend(listed, partial(manifests.with_sources, sources=new, at=seen_at))
 
     def _in_turn(self, order: _Order) -> Ensured:
         """Fetch the model when it is our turn, unless another worker did by then."""
         note = f"worker {self._uses.worker[:8]} fetches the {order.ref.kind} {order.ref.label}"
-        lease = Lease(self._volume, order.subject, note=note)
-        told = False
-        while not lease.try_acquire():
-            if not told and lease.holder is not None:
-                log.info("Waiting: %s.", lease.holder.note or "another worker fetches it")
-                told = True
-            order.errand.cancelled.wait(_ASK_EVERY_S)
-            order.errand.allowance.require_time(order.errand.cancelled, order.download.source)
-        try:
+        return in_turn(
+            Lease(self._volume, order.subject, note=note),
+            order.errand,
+            order.download.source,
+            lambda at_once: self._fetched_by_others(order, at_once=at_once),
+            lambda: self._fetched(order),
+        )
+
+    def _fetched_by_others(self, order: _Order, *, at_once: bool) -> Ensured | None:
+        """Return the model if another worker has fetched it; see `in_turn`."""
+        kind, key = order.ref.kind, order.reference.key
+        if at_once:
+            self._listing.glance(kind)
+        else:
             self._listing.refresh()
-            return self._found(order) or self._fetched(order)
-        finally:
-            lease.release()
+        if order.is_refresh:
+            # Of a plain URL only its bytes tell what they are. Those that another worker began to
+            # fetch after we were asked are as new as our own would be; older ones may not be. So
+            # what was there when the first claim that we saw had ended does not count.
+            seen_at = self._listing.current.seen_at(kind, key)
+            if order.refreshed_at is None:
+                order.refreshed_at = None if at_once else seen_at
+            elif seen_at > order.refreshed_at:
+                return self._presence.find(
+                    Wanted.of(order.ref, (key,)), order.errand, by_list=at_once
+                )
+        return self._found(order, by_list=at_once)
 
     def _fetched(self, order: _Order) -> Ensured:
-        """Fetch, verify and publish; once more after making room on a disk that was full."""
-        try:
-            return self._attempt(order)
-        except VolumeFullError as error:
-            if error.details or order.size_bytes is None:
-                raise  # The budget: whatever could go has gone.
-            evicted = self._room.evict_for(order.size_bytes)
-            log.warning("The volume was full: %d models were evicted.", len(evicted))
-            return self._attempt(order)
+        """Fetch, verify and publish; again after making room on a disk that was full.
+
+        Once, unless the host tells no size: then as long as more came than room was made for.
+        """
+        evicted_for = 0
+        while True:
+            try:
+                return self._attempt(order)
+            except VolumeFullError as error:
+                size_bytes = order.size_bytes or 0
+                if error.details or size_bytes <= evicted_for:
+                    raise  # The budget: whatever could go has gone.
+                evicted = self._room.evict_for(size_bytes)
+                evicted_for = size_bytes
+                log.warning("The volume was full: %d models were evicted.", len(evicted))
 
     def _attempt(self, order: _Order) -> Ensured:
         ref, kind = order.ref, order.ref.kind
-        with private_part(self._volume, key_of(order.subject)) as part:
+        with private_part(self._volume, key_of(order.subject)) as part, self._room.kept_for(part):
             watch = self._watch(order, part)
-            fetched = transfer.fetch(order.download, part, Limits.of(self._settings), watch)
+            fetched = transfer.fetch(order.expected, part, Limits.of(self._settings), watch)
             part.seal()
             checked = ""
             if ref.hash is not None:
@@ -231,24 +261,36 @@ class Fetching:
 
         digest = order.ref.hash
         asked = digest is not None and hash_form(digest) is HashForm.AUTOV3
-        allowed = kind in self._settings.allow_pickle
+        look = partial(
+            verify.look,
+            kind=kind,
+            called=order.ref.label,
+            allow_pickle=self._settings.allow_pickle,
+        )
         return Watch(
             cancelled=errand.cancelled,
             allowance=errand.allowance,
             connections=self._connections,
             progress=errand.progress,
-            look=partial(magic.refuse, pickle_allowed=allowed),
+            look=look,
             make_room=make_room,
             want_autov3=asked or kind in _WITH_AUTOV3,
         )
 
     def _forget_old(self, order: _Order, done: CachedModel) -> None:
-        """Let the reference no longer mean what it meant before."""
-        for model in self._listing.current.from_source(order.ref.kind, order.reference.key):
-            found = self._listing.current.files.get(model.path)
-            if found is not None and found.manifest is not None and model.sha256 != done.sha256:
-                manifest = manifests.without_source(found.manifest, order.reference.key)
-                self._listing.record(found, manifest)
+        """Let the reference no longer mean what it meant before.
+
+        The later time in the other manifest says so already. This is for the day on which that file
+        is evicted, and the old one would be found.
+        """
+        kind, key = order.ref.kind, order.reference.key
+        inventory = self._listing.current
+        if inventory.at(done.path) not in inventory.from_source(kind, key):
+            return
+        for model in inventory.given_by(kind, key):
+            if model.sha256 != done.sha256:
+                forget = partial(manifests.without_source, source=key)
+                self._listing.amend(inventory.files[model.path], forget)
 
 
 def _require_declared(ref: ModelRef, download: Download) -> None:

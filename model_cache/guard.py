@@ -22,6 +22,10 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 # Well-known prefix under which IPv6-only networks reach IPv4. Source: RFC 6052 section 2.1.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Inside of a network, and yet global by the registry that Python's `is_global` goes by: the agent of
+# an Azure host, which hands out its secrets, and the nearest 6to4 relay. Source: Microsoft, "What is
+# IP address 168.63.129.16?"; RFC 7526 section 4.
+_INSIDE = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.88.99.0/24"))
 
 # To one host, for the next request. As many as `A1111_CACHE_CONNECTIONS` may be.
 _KEPT_CONNECTIONS = 64
@@ -74,7 +78,8 @@ def is_public(address: str) -> bool:
         inner = [ip.sixtofour, *(ip.teredo or ())]
         if ip.is_site_local or any(v4 is not None and not is_public(str(v4)) for v4 in inner):
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    inside = any(ip in network for network in _INSIDE)
+    return ip.is_global and not (inside or ip.is_multicast or ip.is_reserved)
 
 
 class _Connections:

@@ -16,7 +16,8 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeGuard
@@ -63,13 +64,46 @@ def read(path: Path, called: str) -> Header:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ModelCorruptError(f"The file of {called!r} is not a regular file.")
-        try:
+        with _flaws(called):
             return _read(file, status.st_size)
-        except FlawError as error:
-            raise ModelCorruptError(
-                f"The file of {called!r} is not a whole safetensors file: {error}.",
-                hint="It may have been cut off, or be still on its way here.",
-            ) from error
+
+
+def end(start: bytes, called: str) -> int:
+    """Return where the header of a file ends, of which `start` are the first bytes, at least 8.
+
+    Raises:
+        ModelCorruptError: there is no file with such a header.
+    """
+    with _flaws(called):
+        return _end(start)
+
+
+def of_start(start: bytes, called: str) -> Header:
+    """Return the header that `start` consists of, checked; the rest of the file may be on its way.
+
+    Raises:
+        ModelCorruptError: it breaks a rule of the format.
+    """
+    with _flaws(called):
+        return parse(start[8:], data_bytes=None)
+
+
+@contextmanager
+def _flaws(called: str) -> Iterator[None]:
+    try:
+        yield
+    except FlawError as error:
+        raise ModelCorruptError(
+            f"The file of {called!r} is not a whole safetensors file: {error}.",
+            hint="It may have been cut off, or be still on its way here.",
+        ) from error
+
+
+def _end(start: bytes) -> int:
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > magic.MAX_HEADER_BYTES:
+        raise FlawError("its header would be longer than 100 MB")
+    return 8 + int(length)
 
 
 def _read(file: BinaryIO, size: int) -> Header:
@@ -77,39 +111,38 @@ def _read(file: BinaryIO, size: int) -> Header:
     magic.refuse(start)
     if len(start) < 8:
         raise FlawError(f"it has {size} bytes")
-    (length,) = struct.unpack("<Q", start[:8])
-    if length > magic.MAX_HEADER_BYTES:
-        raise FlawError("its header would be longer than 100 MB")
-    if 8 + length > size:
-        raise FlawError(f"its header ends at {8 + length}, the file at {size}")
+    end = _end(start)
+    if end > size:
+        raise FlawError(f"its header ends at {end}, the file at {size}")
     file.seek(8)
-    raw = file.read(length)
-    if len(raw) != length or not raw.startswith(b"{"):
-        raise FlawError("its header does not begin with '{'")
-    return parse(raw, data_bytes=size - 8 - length)
+    return parse(file.read(end - 8), data_bytes=size - end)
 
 
-def parse(raw: bytes, *, data_bytes: int) -> Header:
+def parse(raw: bytes, *, data_bytes: int | None) -> Header:
     """Return the header that the JSON text `raw` stands for, checked.
 
-    `data_bytes` is what follows the header in the file.
+    `data_bytes` is what follows the header in the file; None if that is not known yet.
 
     Raises:
         FlawError: it breaks a rule of the format.
     """
+    if not raw.startswith(b"{"):
+        raise FlawError("its header does not begin with '{'")
     entries = _load(raw)
     metadata = _metadata(entries.pop("__metadata__", None))
     shapes = {}
     spans = []
     for name, entry in entries.items():
-        shapes[name], span = _tensor(name, entry, data_bytes)
+        shapes[name], span = _tensor(
+            name, entry, MAX_DATA_BYTES if data_bytes is None else data_bytes
+        )
         spans.append(span)
     position = 0
     for begin, end in sorted(spans):
         if begin != position:
             raise FlawError(f"there is a hole or an overlap at byte {position} of its data")
         position = end
-    if position != data_bytes:
+    if data_bytes not in {None, position}:
         raise FlawError(f"its tensors take {position} bytes, {data_bytes} are there")
     return Header(shapes, metadata)
 

@@ -17,11 +17,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from model_cache.disk import disk_errors
 from model_cache.huggingface import Reference, is_single_file
 from schemas.model_ref import SUFFIXES
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_REF_BYTES = 100
+_MAX_NAME_CHARS = 255
 
 
 def hub_folder(volume: Path) -> Path:
@@ -34,6 +36,9 @@ def find(volume: Path, reference: Reference) -> Path | None:
 
     A branch means the commit that it meant when the platform filled the cache. Without a path, the
     only single-file model of the repository is meant.
+
+    Raises:
+        VolumeError: the disk does not tell; the file may be there.
     """
     hub = hub_folder(volume)
     repo = _repo_folder(hub, reference.repo)
@@ -72,8 +77,11 @@ def _repo_folder(hub: Path, repo: str) -> Path | None:
     parts = repo.split("/")
     type_ = parts.pop(0) if len(parts) == 3 else "models"
     wanted = "--".join((type_, *parts))
-    if (hub / wanted).is_dir():
-        return hub / wanted
+    if len(wanted) > _MAX_NAME_CHARS:
+        return None  # No file system has it, and asking for it is an error.
+    with disk_errors():
+        if (hub / wanted).is_dir():
+            return hub / wanted
     return next((f for f in _listed(hub) if f.name.casefold() == wanted.casefold()), None)
 
 

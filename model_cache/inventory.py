@@ -41,6 +41,8 @@ class Found:
     status: os.stat_result
     manifest: Manifest | None
     """Only one that is believed."""
+    written: manifests.State | None = None
+    """Which writing of the manifest that is; None if it is not from the volume."""
     home: Path = field(default=Path("/"))
     """The volume, or the folder of models in the image: what `place` is below."""
     baked: bool = False
@@ -68,13 +70,10 @@ class Found:
         return 1 if self.published else None
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The source keys that mean this file."""
-        hub = () if self.hub is None else (self.hub.key,)
-        if self.manifest is None:
-            return hub
-        keys = (*hub, self.manifest.source, *self.manifest.also_from)
-        return tuple(key for key in keys if key)
+    def sources(self) -> Mapping[str, float]:
+        """The source keys that were seen to give this file, and when each was (Unix time)."""
+        means = {} if self.manifest is None else self.manifest.means
+        return means if self.hub is None else {self.hub.key: 0.0, **means}
 
     @property
     def origin(self) -> Origin:
@@ -105,7 +104,7 @@ class Found:
             mtime_ns=self.status.st_mtime_ns,
             base=manifest.base if manifest else "unknown",
             alias=manifest.alias if manifest else "",
-            source=next(iter(self.sources), ""),
+            source=(manifest.source if manifest else "") or next(iter(self.sources), ""),
             autov3=manifest.autov3 if manifest else "",
             origin=self.origin,
         )
@@ -123,8 +122,8 @@ def scan(
 ) -> dict[Path, Found]:
     """Look into every folder for models, following links, and return what is there.
 
-    What is in `known` and has not changed keeps its manifest without reading it again. Pickles are
-    seen of the kinds in `allow_pickle` alone.
+    What is in `known` keeps its manifest without reading it again, unless the file changed or the
+    manifest was written anew. Pickles are seen of the kinds in `allow_pickle` alone.
     """
     candidates = list(walk.candidates(volume, baked, allow_pickle))
     names = {kind: manifests.names(volume, kind) for kind in Kind}
@@ -141,13 +140,17 @@ def look(volume: Path, kind: Kind, path: Path, known: Files) -> Found | None:
     if status is None:
         return None
     before = known.get(path)
-    manifest = manifests.read(layout.manifest_path(volume, kind, path), status)
-    if manifest is None and before and before.is_same_file(status):
-        manifest = before.manifest
+    place = layout.manifest_path(volume, kind, path)
+    written = manifests.state(place)
+    manifest = manifests.read(place, status)
+    if manifest is None:
+        written = None
+        if before is not None and before.is_same_file(status):
+            manifest = before.manifest
     if before is not None:
-        return replace(before, status=status, manifest=manifest)
+        return replace(before, status=status, manifest=manifest, written=written)
     published = path.parent == layout.published_path(volume, kind, "any").parent
-    return Found(kind, path, path.parent, published, status, manifest, volume)
+    return Found(kind, path, path.parent, published, status, manifest, written, volume)
 
 
 def _in_batches(
@@ -174,22 +177,22 @@ def _found_all(
 ) -> list[Found]:
     """Look at some files; what is no regular file, or is gone already, is left out."""
     files = []
+    folders = {kind: layout.manifests_folder(volume, kind) for kind in Kind}
     for candidate in candidates:
         root, kind, path = candidate.root, candidate.kind, candidate.path
         status = _regular(path)
         if status is None:
             continue
+        place = None
+        if not root.baked:
+            name = layout.manifest_name(volume, path, published=candidate.published)
+            place = folders[kind] / name if name in manifest_names[kind] else None
         before = known.get(path)
-        if before is not None and before.manifest is not None and before.is_same_file(status):
+        read = partial(_baked_manifest, candidate, status) if root.baked else None
+        manifest, written = _manifest_of(status, place, before, read)
+        if before is not None and manifest is not None and manifest is before.manifest:
             files.append(before)
             continue
-        if root.baked:
-            manifest = _baked_manifest(candidate, status)
-        else:
-            name = layout.manifest_name(volume, path, published=candidate.published)
-            has_one = name in manifest_names[kind]
-            place = layout.manifests_folder(volume, kind) / name
-            manifest = manifests.read(place, status) if has_one else None
         files.append(
             Found(
                 kind,
@@ -198,6 +201,7 @@ def _found_all(
                 candidate.published,
                 status,
                 manifest,
+                written,
                 root.home,
                 root.baked,
             )
@@ -206,9 +210,10 @@ def _found_all(
 
 
 def _hub_file(volume: Path, before: Found | None, model: hubmodels.HubModel) -> Found:
-    if before is not None and before.manifest is not None and before.is_same_file(model.status):
+    place = layout.manifest_path(volume, model.kind, model.path)
+    manifest, written = _manifest_of(model.status, place, before)
+    if before is not None and manifest is not None and manifest is before.manifest:
         return before
-    manifest = manifests.read(layout.manifest_path(volume, model.kind, model.path), model.status)
     return Found(
         kind=model.kind,
         path=model.path,
@@ -216,9 +221,31 @@ def _hub_file(volume: Path, before: Found | None, model: hubmodels.HubModel) -> 
         published=False,
         status=model.status,
         manifest=manifest,
+        written=written,
         home=volume,
         hub=model,
     )
+
+
+def _manifest_of(
+    status: os.stat_result,
+    place: Path | None,
+    before: Found | None,
+    read: Callable[[], Manifest | None] | None = None,
+) -> tuple[Manifest | None, manifests.State | None]:
+    """Return what is known of a file with this `status`, and which writing of a manifest says so.
+
+    What was known `before` of the very same file stays true, whatever becomes of its manifest; but
+    one that was written anew is read, as it may tell of other sources.
+    """
+    known = before.manifest if before is not None and before.is_same_file(status) else None
+    written = None if place is None else manifests.state(place)
+    if known is not None and before is not None and written in {None, before.written}:
+        return known, before.written
+    if place is None or written is None:
+        return (None if read is None else read()), None
+    manifest = manifests.read(place, status)
+    return (known, None) if manifest is None else (manifest, written)
 
 
 def _baked_manifest(candidate: Candidate, status: os.stat_result) -> Manifest | None:
@@ -323,8 +350,16 @@ class Inventory:
         return self._shelves[kind].with_digest(digest)
 
     def from_source(self, kind: Kind, source: str) -> tuple[CachedModel, ...]:
-        """Return the models that a source key means, sorted by name."""
+        """Return the models with the bytes that a source key means today, sorted by name."""
         return self._shelves[kind].from_source(source)
+
+    def given_by(self, kind: Kind, source: str) -> tuple[CachedModel, ...]:
+        """Return the models that a source key was ever seen to give, sorted by name."""
+        return self._shelves[kind].given_by(source)
+
+    def seen_at(self, kind: Kind, source: str) -> float:
+        """Return the Unix time at which a source key was last seen to give a model; 0.0 if never."""
+        return self._shelves[kind].seen_at(source)
 
     def folders(self, kind: Kind) -> tuple[str, ...]:
         """Return the folders that hold a model of a kind, our own in any case."""

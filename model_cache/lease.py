@@ -20,7 +20,7 @@ How it stays fair with nothing but `link` and `rename`, and without a common clo
   nobody slips in, and a claim that was made a moment ago is never taken for the dead one.
 
 Not relied upon: flock (on MooseFS a lock of a host that died stays for up to a day: mfsmaster.cfg,
-SESSION_SUSTAIN_TIME), renameat2 with flags (MooseFS answers EINVAL), the times of files.
+SESSION_SUSTAIN_TIME), renameat2 with flags (MooseFS answers EINVAL), the times of files, but to clear up.
 """
 
 import hashlib
@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_cache import layout
+from model_cache.age import DEAD_S, Ages
 from model_cache.disk import require_volume
 from model_cache.stillness import Stillness
 from schemas.errors import VolumeError
@@ -44,8 +45,6 @@ log = logging.getLogger(__name__)
 
 TTL_S = 8.0
 BEAT_S = 2.0
-# What nobody has touched for so long belongs to nobody: a living claim changes every two seconds.
-_ABANDONED_S = 600.0
 _MAX_BYTES = 4096
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
@@ -214,20 +213,18 @@ def claims(volume: Path) -> tuple[Claim, ...]:
     return ()
 
 
-def sweep(volume: Path, still: Stillness) -> None:
-    """Delete what dead holders and contenders left; to be called again and again, with one `still`.
+def sweep(volume: Path) -> None:
+    """Delete what dead holders and contenders left two hours ago or earlier.
 
-    Only what this process has seen unchanged for ten minutes goes. Where that cannot be done it
-    stays, for somebody else or another time.
+    A living claim changes every two seconds. One that is made in this very moment in the place of a
+    dead one may go with it, and then is lost to its holder, as any lease may be. Where nothing can
+    be deleted it stays, for somebody else or another time.
     """
+    ages = Ages(volume)
     with suppress(OSError):
-        paths = list(layout.leases_folder(volume).iterdir())
-        still.keep_only(paths)
-        for path in paths:
+        for path in layout.leases_folder(volume).iterdir():
             with suppress(FileNotFoundError):
-                status = path.lstat()
-                state = (status.st_ino, status.st_size, status.st_mtime_ns)
-                if still.of(path, state) >= _ABANDONED_S:
+                if ages.over(path.lstat().st_mtime, DEAD_S):
                     path.unlink()
 
 

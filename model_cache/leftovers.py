@@ -1,30 +1,32 @@
 """What nobody needs any more: the parts of dead fetches, and manifests whose file is gone.
 
-Workers clear these up by themselves, slowly: they watch a thing for a while before they believe that
-it is dead, and keep the parts of a fetch for 24 hours for whoever goes on with it. Here somebody
-wants the room now, and the process is too short to watch anything, so ages have to tell.
+Ages tell what is dead (age.py), for many processes are too short to watch anything. Workers clear up
+when they start and from time to time: what can be resumed after 24 hours, the rest after two. Who
+wants the room now has all of it after two.
 """
 
 import os
 import re
 import shutil
 import stat
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from model_cache import layout, manifests
+from model_cache.age import DEAD_S, Ages
 from model_cache.disk import disk_errors
+from schemas.errors import VolumeError
 from schemas.manifest import Manifest
 from schemas.model_ref import Kind
 
-DEAD_S = 2 * 3600.0
-"""A fetch that lives writes every few seconds. Hosts' clocks may be an hour apart. And were it alive
-after all, it would find its file gone and begin again: time is lost, never a model."""
+STALE_AFTER_S = 24 * 3600.0
+"""For so long a part with a journal waits for whoever goes on with it."""
 SCRATCH = "doctor-"
 """How the folders are called in which `doctor` tries a volume out."""
-_SUFFIXES = (".part", ".json", ".new", ".evicted")
+_JOURNAL = ".json"
+_SUFFIXES = (".part", _JOURNAL, ".new", ".evicted")
 # Called by a digest of its path, a manifest does not tell where its file lies: for workers to judge.
 _UNPLACED = re.compile(r"[0-9a-f]{32}\.json")
 
@@ -49,7 +51,10 @@ class Orphan:
 
 
 def remains(volume: Path, *, older_than_s: float = DEAD_S) -> list[Remains]:
-    """Return what nobody has written to for so long, in seconds.
+    """Return what nobody has touched for so long, in seconds.
+
+    A fetch that lives writes every few seconds. Were it alive after all, it would find its file gone
+    and begin again: time is lost, never a model.
 
     Raises:
         VolumeError: it cannot be read.
@@ -58,15 +63,29 @@ def remains(volume: Path, *, older_than_s: float = DEAD_S) -> list[Remains]:
     with disk_errors():
         for path, status in _temporary(volume):
             groups.setdefault(path.stem, []).append((path, status))
-    now = time.time()
+    ages = Ages(volume)
     return [
         Remains(
             tuple(path for path, _ in sorted(group)),
             sum(status.st_blocks * 512 for _, status in group),
         )
         for _, group in sorted(groups.items())
-        if now - max(status.st_mtime for _, status in group) > older_than_s
+        if ages.over(max(_touched(path, status) for path, status in group), older_than_s)
     ]
+
+
+def sweep(volume: Path) -> None:
+    """Delete what nobody goes on with any more; what cannot be deleted stays for another time.
+
+    Nothing was ever fetched, or the volume is away: then it does nothing.
+    """
+    with suppress(VolumeError):
+        stale = {found.paths for found in remains(volume, older_than_s=STALE_AFTER_S)}
+        for found in remains(volume):
+            resumable = any(path.suffix == _JOURNAL for path in found.paths)
+            if found.paths in stale or not resumable:
+                with suppress(VolumeError):  # Another worker sweeps as well, or it is read-only.
+                    clear(found)
 
 
 def clear(found: Remains) -> None:
@@ -105,6 +124,19 @@ def drop(volume: Path, orphan: Orphan) -> bool:
         VolumeError: the disk refused.
     """
     return manifests.drop(volume, orphan.place, orphan.manifest)
+
+
+def _touched(path: Path, status: os.stat_result) -> float:
+    """Return when somebody was last at work on it, Unix time in seconds.
+
+    What was moved here, a model or a manifest on its way out, has the times of its content; that it
+    was moved is told by its ctime. Source: rename(2), POSIX.1-2017, "some implementations mark for
+    update the last file status change timestamp of renamed files"; Linux does.
+    """
+    is_fetched = path.stem.count(".") == 1  # <key>.<random>, written here from its first byte.
+    if is_fetched or stat.S_ISDIR(status.st_mode):
+        return status.st_mtime
+    return max(status.st_mtime, status.st_ctime)
 
 
 def _temporary(volume: Path) -> Iterator[tuple[Path, os.stat_result]]:

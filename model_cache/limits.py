@@ -10,7 +10,8 @@ from model_cache.answers import TryAgainError
 from model_cache.connections import Connections
 from model_cache.download import Allowance, Download
 from model_cache.models import REPORT_EVERY_S, Progress
-from model_cache.urls import place
+from model_cache.urls import Origin, origin, place
+from model_cache.web import Web
 from schemas.settings import CacheSettings
 
 # A host that asks for more patience than this gets none: the error comes at once.
@@ -27,6 +28,8 @@ class Limits:
     """Also: plain http."""
     allowed_hosts: tuple[str, ...] = ()
     """The only ones that a first URL may name; any if empty."""
+    trusted_origins: frozenset[Origin] = frozenset()
+    """Of the endpoints that the operator named: they may be private, and asked by plain http."""
     tries: int = 5
     """Failures of one piece in a row, each with less than 1 MiB to show for it, that end the fetch;
     and how often it may start over."""
@@ -60,6 +63,17 @@ class Limits:
             stall_s=settings.stall_s,
             allow_private_hosts=settings.allow_private_hosts,
             allowed_hosts=settings.allowed_hosts,
+            trusted_origins=frozenset(map(origin, _own_endpoints(settings))),
+        )
+
+    def web(self, require: Callable[[], None]) -> Web:
+        """Return what asks hosts within these limits; see `Web` for `require`."""
+        return Web(
+            stall_s=self.stall_s,
+            allow_private_hosts=self.allow_private_hosts,
+            require=require,
+            allowed_hosts=self.allowed_hosts,
+            trusted_origins=self.trusted_origins,
         )
 
 
@@ -72,10 +86,14 @@ class Watch:
     connections: Connections
     progress: Callable[[Progress], None] | None = None
     """Called at most four times a second, and at the end, by the thread that called `fetch`."""
-    look: Callable[[bytes], None] | None = None
-    """Called with the first bytes before any are kept; raises if they are not worth the rest."""
+    look: Callable[[bytes], int] | None = None
+    """Called with the first bytes before any are kept: raises if they are not worth the rest, or
+    returns how many first bytes could tell more. With those it is called as soon as they are there,
+    and again, until it asks for no more than it was given. They are in memory: some MiB at most."""
     make_room: Callable[[int], None] | None = None
-    """Called with the size before the file gets it; raises `VolumeFullError` if there is none."""
+    """Called with the size before the file gets it; raises `VolumeFullError` if there is none. Where
+    the host does not say the size, called with what came, again and again and in the end; and, after
+    the disk was full, with what it may become."""
     want_autov3: bool = False
     _reported_at: float = field(default=0.0, init=False)
 
@@ -89,3 +107,11 @@ class Watch:
         if self.progress is not None and (last or now - self._reported_at > REPORT_EVERY_S):
             self._reported_at = now
             self.progress(Progress(done, total))
+
+
+def _own_endpoints(settings: CacheSettings) -> list[str]:
+    """Return the URLs that the operator put in the place of the companies' own."""
+    names = ("civitai_endpoint", "hf_endpoint", "s3_endpoint")
+    values = {name: getattr(settings, name) for name in names}
+    defaults = {name: CacheSettings.model_fields[name].default for name in names}
+    return [value for name, value in values.items() if value not in {None, defaults[name]}]

@@ -1,7 +1,9 @@
-"""The records beside the model files: read with distrust, written last and at once.
+"""The records beside the model files: read with distrust, written at once.
 
 A manifest is believed while size and mtime of its file are those that it names; a file that somebody
-replaced is a file that nobody has verified. The bytes of the format: schemas/manifest.py.
+replaced is a file that nobody has verified. So it may be written before its file has its name, and
+then no moment exists in which a file of ours lies there like one that people brought. The bytes of
+the format: schemas/manifest.py.
 """
 
 import logging
@@ -9,8 +11,10 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 from model_cache import layout, publish
 from model_cache.disk import disk_errors
@@ -29,6 +33,8 @@ _ORPHAN_S = 60.0
 _UNPLACED_S = 30 * 24 * 3600.0
 _UNPLACED = re.compile(r"[0-9a-f]{32}\.json")
 _MAX_SOURCES = 16
+State: TypeAlias = tuple[int, int]
+"""By which one writing of a manifest is told from another: inode and mtime in ns."""
 
 
 def names(volume: Path, kind: Kind) -> frozenset[str]:
@@ -38,6 +44,15 @@ def names(volume: Path, kind: Kind) -> frozenset[str]:
         return frozenset(entry.name for entry in folder.iterdir())
     except OSError:
         return frozenset()
+
+
+def state(path: Path) -> State | None:
+    """Return which writing of a manifest is at `path`; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def stored(path: Path) -> Manifest | None:
@@ -59,7 +74,7 @@ def read(path: Path, status: os.stat_result) -> Manifest | None:
     return manifest if told == (status.st_size, status.st_mtime_ns) else None
 
 
-def write(volume: Path, path: Path, manifest: Manifest) -> None:
+def write(volume: Path, path: Path, manifest: Manifest) -> State:
     """Write `manifest` to `path`: a reader sees the old one or the new one, never a part.
 
     Raises:
@@ -67,13 +82,47 @@ def write(volume: Path, path: Path, manifest: Manifest) -> None:
     """
     with publish.private_file(volume) as part, disk_errors():
         part.file.write(manifest.model_dump_json(indent=1).encode())
+        part.file.flush()
+        status = os.fstat(part.file.fileno())
         part.seal()
         path.parent.mkdir(parents=True, exist_ok=True)
         part.path.replace(path)
+    return status.st_ino, status.st_mtime_ns
+
+
+def ahead(volume: Path, place: Path, manifest: Manifest, name: Callable[[], bool]) -> bool:
+    """Have `manifest` at `place` while `name` gives its file the name; return what that returns.
+
+    It stays if that is True. Else, for the name may be another's by then, what was there before is
+    there again. That may be the manifest of somebody who publishes under this name in this very
+    moment, so it is moved aside as it is, and not read and written back; and whoever has published
+    looks afterwards whether the manifest is still his.
+
+    Raises:
+        VolumeError: the disk refused; what `name` raises.
+    """
+    aside = layout.tmp_folder(volume) / f"{uuid.uuid4().hex}.part"
+    with disk_errors():
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            place.rename(aside)
+    named = False
+    try:
+        write(volume, place, manifest)
+        named = name()
+    finally:
+        if not named:
+            drop(volume, place, manifest)
+            with suppress(publish.PartLostError):  # Nothing was there.
+                publish.place(aside, place)
+        with disk_errors():
+            aside.unlink(missing_ok=True)
+    return named
 
 
 def new(sha256: str, status: os.stat_result, source: str, base: str, alias: str) -> Manifest:
-    """Return the manifest of a file that was verified just now."""
+    """Return the manifest of a file that was verified just now; `source` may be empty."""
+    now = time.time()
     return Manifest(
         sha256=sha256,
         size_bytes=status.st_size,
@@ -81,25 +130,25 @@ def new(sha256: str, status: os.stat_result, source: str, base: str, alias: str)
         source=source,
         base=base,
         alias=alias,
-        created=time.time(),
+        means={source: now} if source else {},
+        created=now,
     )
 
 
-def with_sources(manifest: Manifest, sources: Iterable[str]) -> Manifest:
-    """Return `manifest` with more sources that gave the very same bytes."""
-    known = {"", manifest.source, *manifest.also_from}
-    new = [source for source in dict.fromkeys(sources) if source not in known]
-    if not new:
-        return manifest
-    return manifest.model_copy(update={"also_from": (*manifest.also_from, *new)[-_MAX_SOURCES:]})
+def with_sources(manifest: Manifest, sources: Iterable[str], at: float) -> Manifest:
+    """Return `manifest` of a file that `sources` were seen to give at the Unix time `at`."""
+    seen = {source: at for source in sources if source and manifest.means.get(source, 0.0) < at}
+    others = {key: time for key, time in manifest.means.items() if key not in seen}
+    means = {**others, **seen}
+    kept = {manifest.source, *list(means)[-_MAX_SOURCES:]}
+    means = {key: time for key, time in means.items() if key in kept}
+    return manifest.model_copy(update={"means": means})
 
 
 def without_source(manifest: Manifest, source: str) -> Manifest:
     """Return `manifest` of a file that `source` once gave, and gives no more."""
-    first, *others = [
-        key for key in (manifest.source, *manifest.also_from) if key not in {"", source}
-    ] or [""]
-    return manifest.model_copy(update={"source": first, "also_from": tuple(others)})
+    means = {key: time for key, time in manifest.means.items() if key != source}
+    return manifest.model_copy(update={"means": means})
 
 
 def drop(volume: Path, place: Path, believed: Manifest | None) -> bool:

@@ -5,6 +5,7 @@ Knows how long to insist, not what any host's answer means.
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ MAX_BODY_BYTES = 16 << 20
 
 # A host that asks for more patience is left alone until the next job.
 _LONGEST_WAIT_S = 60.0
+_TICK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Asker:
     """Of the request, by company; they win over the settings'."""
     web: Web
     cancelled: threading.Event
-    """Ends a wait between two tries; `web` must raise at its next request once it is set."""
+    """Ends a wait between two tries at once; `web.require` must raise once it is set."""
     waits_s: tuple[float, ...] = (0.5, 2.0)
     """Shortest waits between the tries, which are one more."""
 
@@ -77,8 +79,16 @@ def ask(
             asked_s = failure.after_s or 0.0
             if wait_s is None or asked_s > _LONGEST_WAIT_S:
                 raise failure.error from None
-            asker.cancelled.wait(max(asked_s, wait_s))
+            _pause(asker, max(asked_s, wait_s))
     raise AssertionError("the last try returns or raises")
+
+
+def _pause(asker: Asker, pause_s: float) -> None:
+    """Wait, or raise what the web's `require` raises in the meantime."""
+    until = time.monotonic() + pause_s
+    while (left_s := until - time.monotonic()) > 0:
+        asker.cancelled.wait(min(left_s, _TICK_S))
+        asker.web.require()
 
 
 def _asked(asker: Asker, url: str, authorization: str, method: str, redirects: int) -> Reply:

@@ -32,8 +32,12 @@ from schemas.errors import (
     DownloadBudgetExceededError,
     DownloadIncompleteError,
     JobCancelledError,
+    ModelCorruptError,
+    ModelIncompatibleError,
+    ModelUnsafeError,
     SourceQuotaError,
     SourceUnavailableError,
+    VolumeMissingError,
 )
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,8 @@ _WORTH_KEEPING = (
     SourceQuotaError,
     SourceUnavailableError,
 )
+# After these what was used of others' bytes may be what is wrong.
+_USELESS = (ModelCorruptError, ModelIncompatibleError, ModelUnsafeError)
 
 
 def key_of(source: str) -> str:
@@ -74,6 +80,8 @@ class Part:
         self.path = layout.tmp_folder(self.volume) / f"{self.key}.{uuid.uuid4().hex}.part"
         self._etag, self._size = "", 0
         self.saved_bytes = 0
+        self.used: list[Leftover] = []
+        """What its bytes come from beside the network."""
         with disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -218,14 +226,16 @@ def private_part(volume: Path, key: str) -> Iterator[Part]:
     """Yield a new part; afterwards it has been published, is left to be resumed, or is gone.
 
     After a success everything that anybody began under `key` is deleted. After an error that
-    another try may not meet, what the journal speaks of is left for 24 hours. After a full volume
-    nothing is left: it would stand in the way of the room that is made next.
+    another try may not meet, what the journal speaks of is left for 24 hours. When what came was
+    refused for what it is, what it was copied from goes as well. After a full volume nothing is left:
+    it would stand in the way of the room that is made next.
 
     Args:
         volume: the root of the volume, mounted.
         key: names what is fetched, in hex digits.
 
     Raises:
+        PartLostError: the lines inside found no file any more where the part was.
         VolumeMissingError: the volume is not mounted, or is read-only.
         VolumeError: another refusal of the disk.
     """
@@ -235,6 +245,18 @@ def private_part(volume: Path, key: str) -> Iterator[Part]:
         yield part
     except _WORTH_KEEPING:
         part.close()
+        raise
+    except _USELESS:
+        part.delete()
+        for used in part.used:
+            used.delete()
+        raise
+    except VolumeMissingError as error:
+        # Whatever was about to be done with it: it went in the middle, by another worker's hand.
+        lost = os.path.lexists(volume) and not os.path.lexists(part.path)
+        part.delete()
+        if lost:
+            raise PartLostError(part.path.name) from error
         raise
     except BaseException:
         part.delete()
@@ -246,8 +268,8 @@ def private_part(volume: Path, key: str) -> Iterator[Part]:
 
 def _require_presence(path: Path, handle: int) -> None:
     """Raise `PartLostError` if the file at `path` is not the open one any more."""
-    ours = os.fstat(handle)
     with disk_errors():
+        ours = os.fstat(handle)
         try:
             there = path.stat()
         except FileNotFoundError:

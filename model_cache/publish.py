@@ -2,13 +2,12 @@
 
 What guards a published file is not a lock but the order of steps: a private name that nobody else
 can have, fsync, then one `link` that fails where the name is taken. A process that dies at any step
-leaves a whole file, or a `.part` that nobody reads and that `sweep` removes.
+leaves a whole file, or a `.part` that nobody reads and that is swept later (leftovers.py).
 """
 
 import errno
 import logging
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,9 +20,7 @@ from model_cache.disk import disk_errors, require_volume
 
 log = logging.getLogger(__name__)
 
-STALE_AFTER_S = 24 * 3600
 _BUFFER_BYTES = 1 << 20
-_LEFT_BEHIND = (".part", ".json", ".new")
 # What a file system answers that has no hard links, or no more of them for this file.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 
@@ -74,7 +71,7 @@ def private_file(volume: Path) -> Iterator[PrivateFile]:
     try:
         yield PrivateFile(path, file)
     finally:
-        # Where this fails, something failed before that is being reported, and `sweep` comes after.
+        # Where this fails, something failed before that is being reported, and a sweep comes after.
         with suppress(OSError):
             file.close()
         with suppress(OSError):
@@ -132,33 +129,6 @@ def second_name(existing: Path, final: Path) -> bool:
         log.info("%s cannot be called %s as well: %s", existing.name, final.name, error.strerror)
         return False
     return True
-
-
-def sweep(volume: Path) -> None:
-    """Delete what fetches left behind that ended more than 24 hours ago; fails in silence.
-
-    A part and its journal go together, and only when neither was written to for so long: a fetch
-    that lives writes one of them every few seconds.
-    """
-    folder = layout.tmp_folder(volume)
-    written: dict[str, float] = {}
-    names: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(_LEFT_BEHIND):
-                    with suppress(OSError):  # Somebody finished in this moment.
-                        time_of = entry.stat(follow_symlinks=False).st_mtime
-                        stem = entry.name.rpartition(".")[0]
-                        written[stem] = max(time_of, written.get(stem, 0.0))
-                        names.append(entry.name)
-    except OSError:
-        return  # Nothing was ever fetched, or the volume is away: an ensure will say so.
-    # The journal goes before its part: no journal may speak of what is not there.
-    for name in sorted(names):
-        if time.time() - written[name.rpartition(".")[0]] > STALE_AFTER_S:
-            with suppress(OSError):  # Another worker sweeps as well, or the volume is read-only.
-                (folder / name).unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,47 +3,50 @@
     <volume>/models/.worker/tmp/<random>.evicted    a model on its way out
 
 The budget is ours to keep: `statvfs` on a network volume tells of the whole cluster. It counts every
-model on the volume, whoever put it there, and what is being fetched at the moment.
+model on the volume, whoever put it there, and what is being fetched at the moment. What dead fetches
+left goes before any model.
 
 A model is evicted in four steps: it is moved aside, so that nobody finds it any more; then the
 records of use are read again, and whoever wrote that it is in use before it was moved gets it back;
 then its manifest goes, then its bytes. A process that dies between them leaves a file aside, which
 `sweep` deletes: nothing is evicted that could not be fetched again. What a WebUI has open stays
 readable until it is closed.
+
+On a disk so full that a file cannot even be moved it is deleted where it lies, right after the
+records of use were read: who takes it up within that millisecond finds no file. And nothing is
+evicted by a process that cannot write its own record, as others may use what they cannot tell.
 """
 
 import logging
-import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from model_cache import evict, layout, manifests, pins, publish
-from model_cache.account import Account, full, gigabytes, too_large
-from model_cache.disk import disk_errors
+from model_cache import evict, layout, leftovers, manifests, pins, publish
+from model_cache.account import Account, full, gigabytes, too_large, unheard
+from model_cache.disk import disk_errors, volume_error
 from model_cache.evict import Candidate, Kept, Victim
 from model_cache.inventory import Found
 from model_cache.listing import Listing
 from model_cache.models import Origin
+from model_cache.partial import Part
+from model_cache.promise import Promises, files, key
 from model_cache.stillness import Stillness
 from model_cache.uses import Use, Uses
-from schemas.errors import VolumeBusyError, VolumeError
+from schemas.errors import VolumeBusyError, VolumeError, VolumeFullError
 
 log = logging.getLogger(__name__)
 
 _EVICTED = ".evicted"
-_PART = ".part"
 # How old the list may be by which room is made.
 _FRESH_S = 2.0
 # Each round sees what changed during the one before: put back, or used by then.
 _ROUNDS = 8
 # A process that moved a file aside decides within milliseconds, unless it died.
 _ABANDONED_S = 60.0
-# A fetch writes to its part every few seconds, or waits for a host for a minute at most.
-_FETCHING_S = 600.0
 
 
 class Room:
@@ -72,8 +75,7 @@ class Room:
         self._listing = listing
         self._uses = uses
         self._turn = threading.Lock()
-        self._promised: dict[Path, int] = {}
-        self._fetching = Stillness(_FETCHING_S / 2, clock)
+        self._promises = Promises(volume)
         self._aside = Stillness(_ABANDONED_S / 2, clock)
 
     def make(self, size_bytes: int, part: Path) -> tuple[Path, ...]:
@@ -86,7 +88,7 @@ class Room:
         Args:
             size_bytes: of the model.
             part: the private file that it is fetched into, which exists. Its room counts as taken
-                from now until that file is gone, whatever its size is so far.
+                from now until that file is gone or no more `kept_for` it, whatever its size is so far.
 
         Raises:
             VolumeFullError: it does not fit; the figures are in its details, and nothing went that
@@ -100,8 +102,16 @@ class Room:
             raise too_large(size_bytes, budget)
         with self._turn:
             evicted = self._free(lambda account, _: account.taken_bytes + size_bytes - budget, part)
-            self._promised[part] = size_bytes
+            self._promises.give(part, size_bytes)
         return evicted
+
+    @contextmanager
+    def kept_for(self, part: Part) -> Iterator[None]:
+        """Keep the room that is made for `part` inside; afterwards it counts with what it takes."""
+        try:
+            yield
+        finally:
+            self._promises.end(part.path)
 
     def evict_for(self, size_bytes: int) -> tuple[Path, ...]:
         """Evict at least this many bytes after the disk said that it is full; return what went.
@@ -157,9 +167,9 @@ class Room:
             VolumeError: the disk refused.
         """
         with disk_errors():
-            files = dict(_files(layout.tmp_folder(self._volume), _EVICTED))
-            self._aside.keep_only(files.keys())
-            for path, status in files.items():
+            left = dict(files(layout.tmp_folder(self._volume), _EVICTED))
+            self._aside.keep_only(left.keys())
+            for path, status in left.items():
                 if self._aside.of(path, status.st_ino) >= _ABANDONED_S:
                     path.unlink(missing_ok=True)
 
@@ -168,13 +178,15 @@ class Room:
         gone: list[Path] = []
         freed_bytes = 0
         stayed: set[Path] = set()
-        for _ in range(_ROUNDS):
+        for turn in range(_ROUNDS):
             candidates = self._candidates(stayed)
             account = self._account(candidates, part)
             free_bytes = excess(account, freed_bytes)
-            chosen = evict.victims(candidates, free_bytes)
-            if chosen is None:
-                raise full(account, free_bytes, self._budget_bytes)
+            if turn == 0 and free_bytes > 0:
+                freed_bytes = self._clear_dead(part)
+                account = self._account(candidates, part)
+                free_bytes = excess(account, freed_bytes)
+            chosen = self._chosen(candidates, account, free_bytes)
             if not chosen:
                 return tuple(gone)
             for victim in chosen:
@@ -185,6 +197,33 @@ class Room:
         raise VolumeBusyError(
             "Models are used and fetched faster than room is made.", hint="Try again."
         )
+
+    def _chosen(
+        self, candidates: list[Candidate], account: Account, free_bytes: int
+    ) -> tuple[Victim, ...]:
+        """Return what goes; raise if that is not enough, or may be in use by who cannot say so."""
+        chosen = evict.victims(candidates, free_bytes)
+        if chosen is None:
+            raise full(account, free_bytes, self._budget_bytes)
+        if chosen:
+            try:
+                self._uses.require_heard()
+            except VolumeFullError as error:
+                raise unheard(account, free_bytes, self._budget_bytes) from error
+        return chosen
+
+    def _clear_dead(self, part: Path | None) -> int:
+        """Delete what dead fetches left; return how many bytes. What `part` goes on with stays."""
+        cleared_bytes = 0
+        for dead in leftovers.remains(self._volume):
+            if part is None or key(dead.paths[0]) != key(part):
+                try:
+                    leftovers.clear(dead)
+                except VolumeError as error:
+                    log.info("%s stays: %s", dead.paths[0].name, error)
+                else:
+                    cleared_bytes += dead.size_bytes
+        return cleared_bytes
 
     def _candidates(self, stayed: Collection[Path]) -> list[Candidate]:
         """Return every name of every model on the volume, and why it stays if it does.
@@ -216,31 +255,12 @@ class Room:
     def _account(self, candidates: list[Candidate], part: Path | None) -> Account:
         return Account(
             models_bytes=sum({one.file: one.size_bytes for one in candidates}.values()),
-            fetching_bytes=self._fetching_bytes(part),
+            fetching_bytes=self._promises.taken_bytes(part),
             evictable_bytes=evict.kept_bytes(candidates, None),
             pinned_bytes=evict.kept_bytes(candidates, Kept.PINNED),
             in_use_bytes=evict.kept_bytes(candidates, Kept.IN_USE),
             brought_bytes=evict.kept_bytes(candidates, Kept.BROUGHT),
         )
-
-    def _fetching_bytes(self, part: Path | None) -> int:
-        """Return what all fetches but that into `part` will take; of the dead ones nothing.
-
-        Parts of one thing, which begin with the same key, will be one model.
-        """
-        with disk_errors():
-            parts = dict(_files(layout.tmp_folder(self._volume), _PART))
-        self._promised = {path: size for path, size in self._promised.items() if path in parts}
-        self._fetching.keep_only(parts.keys())
-        sizes: dict[str, int] = {}
-        for path, status in parts.items():
-            state = (status.st_size, status.st_mtime_ns)
-            if self._fetching.of(path, state) < _FETCHING_S:
-                size = max(status.st_size, self._promised.get(path, 0))
-                sizes[_key(path)] = max(size, sizes.get(_key(path), 0))
-        if part is not None:
-            sizes.pop(_key(part), None)
-        return sum(sizes.values())
 
     def _evict(self, path: Path) -> bool:
         """Delete one name of a model; False if it stays."""
@@ -262,6 +282,10 @@ class Room:
             found.path.rename(aside)
         except FileNotFoundError:
             return False  # Another worker makes room as well.
+        except OSError as error:
+            if isinstance(volume_error(error), VolumeFullError):
+                return self._delete_in_place(found)
+            raise
         # Not followed: what people moved elsewhere, leaving a link, is theirs.
         if not found.is_same_file(aside.lstat()) or self._is_used(found.path):
             _put_back(aside, found.path)
@@ -269,6 +293,21 @@ class Room:
         place = layout.manifest_path(self._volume, found.kind, found.path)
         manifests.drop(self._volume, place, found.manifest)
         aside.unlink(missing_ok=True)
+        return True
+
+    def _delete_in_place(self, found: Found) -> bool:
+        """Delete one name of a model where there is no room for another name."""
+        try:
+            if not found.is_same_file(found.path.lstat()) or self._is_used(found.path):
+                return False
+            found.path.unlink()
+        except FileNotFoundError:
+            return False
+        place = layout.manifest_path(self._volume, found.kind, found.path)
+        try:
+            manifests.drop(self._volume, place, found.manifest)
+        except VolumeFullError as error:
+            log.info("The manifest %s stays until it is pruned: %s", place.name, error)
         return True
 
     def _is_used(self, path: Path) -> bool:
@@ -298,22 +337,3 @@ def _put_back(aside: Path, path: Path) -> None:
     with suppress(publish.PartLostError):
         publish.place(aside, path)
     aside.unlink(missing_ok=True)
-
-
-def _files(folder: Path, suffix: str) -> list[tuple[Path, os.stat_result]]:
-    files = []
-    try:
-        paths = list(folder.iterdir())
-    except FileNotFoundError:
-        return []
-    for path in paths:
-        if path.name.endswith(suffix):
-            try:
-                files.append((path, path.lstat()))
-            except FileNotFoundError:
-                continue  # Its owner finished in this moment.
-    return files
-
-
-def _key(part: Path) -> str:
-    return part.name.partition(".")[0]

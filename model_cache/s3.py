@@ -4,6 +4,7 @@ The bucket may be anywhere that speaks S3. A presigned GET is what is asked for,
 no credentials; without keys the object must be public.
 """
 
+import logging
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote
 
@@ -16,6 +17,10 @@ _SCHEME = "s3://"
 _LEAST_LIFE_S = 3600
 # The longest that SigV4 takes. Source: Amazon S3, "Authenticating Requests: Using Query Parameters".
 _MOST_LIFE_S = 7 * 24 * 3600
+
+# It writes signatures and session tokens at DEBUG. Source: botocore, auth.py and endpoint.py.
+for _name in ("boto3", "botocore"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def choose(wanted: Wanted, inventory: Inventory) -> Choice:
     """
     same = _same(wanted, inventory)
     if same:
-        return _known_bytes(wanted, same, inventory)
+        return _warned(wanted, _known_bytes(wanted, same, inventory), inventory)
     if not wanted.is_fetchable:
         return _by_name(wanted, inventory)
     holder = inventory.named(wanted.kind, wanted.name) if wanted.name is not None else None
@@ -116,13 +116,38 @@ def _same(wanted: Wanted, inventory: Inventory) -> tuple[CachedModel, ...]:
     """Return the models that are known to be the one that is meant, whatever they are called."""
     digest = wanted.hash or wanted.sha256
     if digest is not None and (same := inventory.with_digest(wanted.kind, digest)):
-        return same
+        return tuple(model for model in same if _is_of(wanted, model, inventory)) or same
     if wanted.hash is not None:
         return ()
     for key in wanted.keys:
         if same := inventory.from_source(wanted.kind, key):
             return same
     return ()
+
+
+def _is_of(wanted: Wanted, model: CachedModel, inventory: Inventory) -> bool:
+    """Tell whether `model` is known to be what the source has, or the caller gave a whole digest."""
+    if wanted.hash is None or hash_form(wanted.hash) is not HashForm.AUTOV3:
+        return True
+    return model.sha256 == wanted.sha256 or any(
+        model in inventory.from_source(wanted.kind, key) for key in wanted.keys
+    )
+
+
+def _warned(wanted: Wanted, choice: Choice, inventory: Inventory) -> Choice:
+    """Add a warning where only the weights are known to be those of the source.
+
+    An AutoV3 leaves out the header, and two files that differ in nothing else may be two models.
+    """
+    if not isinstance(choice, Use) or choice.warning or not wanted.is_fetchable:
+        return choice
+    if _is_of(wanted, choice.model, inventory):
+        return choice
+    return Use(
+        choice.model,
+        f"The {wanted.kind} {choice.model.name!r} has the weights with the hash {wanted.hash}; its "
+        "header was not compared with the source.",
+    )
 
 
 def _known_bytes(wanted: Wanted, same: Sequence[CachedModel], inventory: Inventory) -> Choice:

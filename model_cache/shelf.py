@@ -4,7 +4,7 @@ A change makes another shelf. Where it touches one file alone, which is nearly a
 a copy with that file changed, and thousands of models are not named anew.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -20,8 +20,8 @@ class Shelved(naming.Placed, Protocol):
     """A file that can be put on a shelf."""
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The source keys that mean this file."""
+    def sources(self) -> Mapping[str, float]:
+        """The source keys that were seen to give this file, and when each was (Unix time)."""
         ...
 
     def called(self, name: str) -> CachedModel:
@@ -129,8 +129,27 @@ class Shelf(Generic[File]):
         return self._tables.index.get(f"digest {digest}", ())
 
     def from_source(self, source: str) -> tuple[CachedModel, ...]:
-        """Return the models that a source key means, sorted by name."""
+        """Return the models with the bytes that a source key means today, sorted by name.
+
+        Of all that it ever gave, as far as anybody remembers, those that it was last seen to give:
+        so nobody has to take the key away from the others for all workers to agree.
+        """
+        given = self.given_by(source)
+        if len(given) <= 1:
+            return given
+        newest = max(given, key=lambda model: (self._seen_at(model, source), model.name))
+        return tuple(model for model in given if model.sha256 == newest.sha256)
+
+    def seen_at(self, source: str) -> float:
+        """Return the Unix time at which a source key was last seen to give a file; 0.0 if never."""
+        return max((self._seen_at(model, source) for model in self.given_by(source)), default=0.0)
+
+    def given_by(self, source: str) -> tuple[CachedModel, ...]:
+        """Return the models that a source key was ever seen to give, sorted by name."""
         return self._tables.index.get(f"source {source}", ())
+
+    def _seen_at(self, model: CachedModel, source: str) -> float:
+        return self._tables.files[model.path].sources[source]
 
     def with_file(self, file: File) -> "Shelf[File]":
         """Return a shelf with `file` on it, new or in place of the one at its path."""
@@ -167,7 +186,7 @@ def _keys(file: Shelved, model: CachedModel) -> Iterator[str]:
     # A file with a claim may be called otherwise, and be in the way where it lies all the same.
     texts = (model.name,) if file.claim is None else (model.name, naming.stem(file))
     yield from {f"folded {layout.folded(text)}" for text in texts}
-    for source in set(file.sources):
+    for source in file.sources:
         yield f"source {source}"
     if model.sha256 is not None:
         digest = model.sha256

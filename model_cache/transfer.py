@@ -9,12 +9,11 @@ began and could not finish is copied from its file at the same time.
 
 Memory: at most `stream.CHUNK_BYTES` (1 MiB) for each connection, copier and hasher; nothing waits
 in memory for its turn. With 16 connections that is less than 20 MiB beside what Python itself and
-the libraries take.
+the libraries take, and what `Watch.look` asks to see.
 
 Source: RFC 9110 sections 13.1.5 (If-Range), 14 (Range), 15.3.7 (206).
 """
 
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -30,18 +29,21 @@ from model_cache.publish import PartLostError
 from model_cache.ranges import SEGMENT_BYTES, Plan, Spans
 from model_cache.stream import Offer, Source, StartOverError
 from model_cache.urls import place
-from model_cache.web import Web
 from schemas.errors import (
     ModelCorruptError,
+    ModelIncompatibleError,
+    ModelUnsafeError,
     SourceError,
     VolumeError,
     VolumeFullError,
+    WorkerError,
 )
 
-_TICK_S = 0.05
 # After a file has changed so often it is read by one answer: hosts behind one name may each have an
 # ETag of their own for the same bytes. Source: Apache httpd 2.2, core, FileETag (INode by default).
 _CHANGES = 3
+# After these nothing that came, or that others left, is of use, or it may be what is in the way.
+_WORTHLESS = (ModelCorruptError, ModelUnsafeError, ModelIncompatibleError, VolumeFullError)
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,14 @@ def fetch(download: Download, part: Part, limits: Limits, watch: Watch) -> Fetch
             its source again and again.
         SourceUnavailableError, SourceQuotaError: 5xx or unreachable; 429.
         ModelAccessDeniedError, ModelNotFoundError, ModelUnsafeError: see `answers.require_file`.
+        WorkerError: what `watch.look` raises.
         ModelCorruptError: what came is not what was declared; carries both.
         InvalidInputError: the URL, or one that it redirects to, may not be asked.
         VolumeFullError: no room; also what `watch.make_room` raises.
         VolumeError: another refusal of the disk.
         PartLostError: somebody else fetched the same thing and deleted the part.
     """
-    web = Web(
-        stall_s=limits.stall_s,
-        allow_private_hosts=limits.allow_private_hosts,
-        allowed_hosts=limits.allowed_hosts,
-        require=lambda: watch.require_time(download),
-    )
+    web = limits.web(lambda: watch.require_time(download))
     share = watch.connections.join()
     try:
         with web.watching():
@@ -141,11 +139,12 @@ class _Fetch:
         )
         try:
             digests = crew.bring(leftovers)
+        except _WORTHLESS as error:
+            self._without(leftovers, error)
+            self._tell_size(plan, error)
+            raise
         except SourceError:
             self._keep(plan, leftovers)
-            raise
-        except VolumeFullError as error:
-            self._without(leftovers, error)
             raise
         finally:
             self.meter.settle()
@@ -158,22 +157,7 @@ class _Fetch:
         )
 
     def _offer(self) -> Offer:
-        """Return the first answer; raise as soon as the job ends."""
-        with ThreadPoolExecutor(1, thread_name_prefix="fetch-first") as pool:
-            first = pool.submit(self._first)
-            try:
-                while not first.done():
-                    wait([first], _TICK_S)
-                    self.watch.require_time(self.source.download)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            try:
-                return first.result()
-            finally:
-                del first  # An error that holds a frame that holds the error keeps sockets open.
-
-    def _first(self) -> Offer:
+        """Return the first answer."""
         failures = 0
         while True:
             try:
@@ -203,6 +187,7 @@ class _Fetch:
                 self.watch.make_room(total)
                 self.roomed = total
         self.part.begin(total, offer.etag)
+        self.part.used = leftovers
         return plan, leftovers
 
     def _keep(self, plan: Plan, leftovers: list[Leftover]) -> None:
@@ -216,9 +201,16 @@ class _Fetch:
                 ):
                     leftover.delete()
 
-    def _without(
-        self, leftovers: list[Leftover], error: ModelCorruptError | VolumeFullError
-    ) -> None:
+    def _tell_size(self, plan: Plan, error: WorkerError) -> None:
+        """After the disk was full, say how large a file of unknown size may become: a guess."""
+        make_room, unsized = self.watch.make_room, plan.size is None
+        from_disk = isinstance(error, VolumeFullError) and not error.details
+        if from_disk and unsized and make_room is not None:
+            # An error is on its way, and whoever made room knows the size now.
+            with suppress(VolumeError):
+                make_room(2 * plan.done.total)
+
+    def _without(self, leftovers: list[Leftover], error: WorkerError) -> None:
         """Start over without `leftovers`, if there are any: they are in the way, or damaged."""
         if leftovers:
             self.fresh = True

@@ -25,6 +25,8 @@ class Chore:
     every_s: float
     """The longest wait between two runs."""
     run: Callable[[], object]
+    first_s: float | None = None
+    """The longest wait before the first run; `every_s` unless it is given."""
 
 
 class Upkeep:
@@ -52,7 +54,7 @@ class Upkeep:
             thread.join(_STOP_S)
 
     def _work(self) -> None:
-        due = {chore.name: _next(chore) for chore in self._chores}
+        due = {chore.name: _next(chore, first=True) for chore in self._chores}
         while True:
             chore = min(self._chores, key=lambda chore: due[chore.name])
             if self._stop.wait(max(0.0, due[chore.name] - time.monotonic())):
@@ -71,5 +73,6 @@ class Upkeep:
                 log.warning("%s failed, and will be tried again: %s", chore.name, error)
 
 
-def _next(chore: Chore) -> float:
-    return time.monotonic() + chore.every_s * random.uniform(_EARLIEST, 1.0)  # noqa: S311 - not a secret
+def _next(chore: Chore, *, first: bool = False) -> float:
+    wait_s = chore.first_s if first and chore.first_s is not None else chore.every_s
+    return time.monotonic() + wait_s * random.uniform(_EARLIEST, 1.0)  # noqa: S311 - not a secret

@@ -10,14 +10,19 @@ and no update can be lost. Paths are below the volume. In a history stand the Un
 use, by the clock of that worker's host, and how many uses there were; it only decides who goes first
 when room has to be made, so a minute of it may be lost with a worker that is killed.
 
-What is in use must not be lost: it is on the disk before the file is looked at for the job. A worker
-lives as long as its first file changes, which is told by our own clock (stillness.py): one that we
-have not watched for a minute counts as living.
+What is in use must not be lost: it is on the disk before the file is looked at for the job. So the
+first file is made when the worker starts, with room to spare: on a volume that is full by then it is
+overwritten where it lies.
+
+A worker lives as long as its first file changes, which is told by our own clock (stillness.py): one
+that we have not watched for a minute counts as living, unless its file is two hours old (age.py). A
+worker that uses nothing touches its files every ten minutes.
 """
 
 import json
 import logging
 import os
+import random
 import threading
 import time
 import uuid
@@ -26,10 +31,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_cache import layout
-from model_cache.disk import disk_errors, require_volume
+from model_cache import layout, publish, record
+from model_cache.age import DEAD_S, Ages
+from model_cache.disk import disk_errors
+from model_cache.record import Record
 from model_cache.stillness import Stillness
-from schemas.errors import VolumeError
+from schemas.errors import VolumeError, VolumeFullError
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +47,13 @@ ALIVE_S = 60.0
 KEEP_S = 600.0
 """How long a model stays in use after a job named it: the WebUI may load it at any later moment."""
 _HISTORY_EVERY_S = 60.0
-# Workers that ended so long ago leave their history to others. A host's clock may be an hour wrong.
-_FORGOTTEN_S = 24 * 3600.0
+_IDLE_BEAT_S = 600.0
 _MAX_HISTORY = 10_000
+# At one time, so that a start is not spent on what thousands of workers left.
+_MOST_FOLDED = 1000
+_FOLD_S = 5.0
 _HISTORY = ".history.json"
 _CURRENT = ".json"
-_UNFINISHED = ".tmp"
-_MAX_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,6 @@ class Uses:
         self.worker = uuid.uuid4().hex
         """What the files of this worker are called: random, as containers share numbers."""
         self._alive = Stillness(ALIVE_S / 2, clock)
-        self._ended = Stillness(ALIVE_S / 2, clock)
         self._state = threading.Lock()
         """Held for microseconds, never while the disk is touched."""
         self._noted: dict[Path, float] = {}
@@ -82,11 +88,18 @@ class Uses:
         self._history: dict[str, Use] = {}
         self._history_saved = True
         self._history_at = clock()
+        self._others: dict[str, Use] = {}
+        self._others_at = float("-inf")
+        self._others_turn = threading.Lock()
         self._writing = threading.Lock()
         self._written: frozenset[Path] = frozenset()
         self._written_at = float("-inf")
         self._beat = 0
         self._refused = False
+
+    def begin(self) -> None:
+        """Take the room on the disk for what will be said; to be called when the worker starts."""
+        self._show()
 
     def announce(self, paths: Iterable[Path]) -> None:
         """Show with one write that these files are about to be used; each will be noted yet."""
@@ -141,9 +154,14 @@ class Uses:
             return self._in_use()
 
     def beat(self) -> None:
-        """Show that we live, if anything is in use; to be called every `BEAT_S`."""
+        """Show that we live, now and then if nothing is in use; to be called every `BEAT_S`."""
+        idle_s = self._clock() - self._written_at
         if self._written or self.in_use():
             self._show()
+        elif self._beat and idle_s >= _IDLE_BEAT_S:
+            self._show()
+            with suppress(OSError):  # There is none yet, or nothing can be written.
+                os.utime(self._folder / f"{self.worker}{_HISTORY}")
         if self._clock() - self._history_at >= _HISTORY_EVERY_S:
             self._save_history()
 
@@ -157,8 +175,18 @@ class Uses:
                 self._written = frozenset()
             (self._folder / f"{self.worker}{_CURRENT}").unlink(missing_ok=True)
 
+    def require_heard(self) -> None:
+        """Show what is in use, or raise: where we cannot, others may not be able to either.
+
+        Raises:
+            VolumeError: the disk refused.
+        """
+        refusal = self._show()
+        if refusal is not None:
+            raise refusal
+
     def others_in_use(self) -> frozenset[Path]:
-        """Return the files that other living workers use.
+        """Return the files that other living workers use; delete the records of the long dead.
 
         To be called every ten seconds or so as well, so that the dead are known when it matters.
 
@@ -169,72 +197,108 @@ class Uses:
         with disk_errors():
             paths = self._records(_CURRENT)
             self._alive.keep_only(paths)
+            ages = Ages(self._volume)
             for path in paths:
-                record = text, _ = _read(path)
-                if self._alive.of(path, record) < ALIVE_S:
-                    in_use.update(self._volume / name for name in _used_now(text))
+                said = record.read_whole(path)
+                is_old = ages.over(said.modified_ns / 1e9, DEAD_S)
+                if is_old and self._is_buried(path, said):
+                    continue
+                if is_old:
+                    said = record.read_whole(path)
+                if self._alive.of(path, said) < ALIVE_S:
+                    in_use.update(self._volume / name for name in record.in_use(said.text))
         return frozenset(in_use)
 
     def history(self) -> Mapping[Path, Use]:
-        """Return how each file was used, by all workers that ever were, as far as is known."""
-        merged: dict[str, Use] = {}
-        with suppress(OSError):  # It decides on an order only; our own part of it is at hand.
-            for path in self._records(_HISTORY):
-                _add(merged, _used_before(_read(path)[0]))
+        """Return how each file was used, by all workers that ever were, as far as is known.
+
+        What others did is read once a minute, as often as they write it.
+        """
+        with self._others_turn:
+            if self._clock() - self._others_at >= _HISTORY_EVERY_S:
+                self._others, self._others_at = self._history_of_others(), self._clock()
+            merged = dict(self._others)
         with self._state:
             _add(merged, self._history)
         return {self._volume / name: use for name, use in merged.items()}
 
-    def fold(self) -> None:
-        """Take over the histories of workers that ended more than a day ago, and clear their files.
+    def _history_of_others(self) -> dict[str, Use]:
+        used: dict[str, Use] = {}
+        with suppress(OSError):  # It decides on an order only; our own part of it is at hand.
+            for path in self._records(_HISTORY):
+                _add(used, _used_before(record.read(path).text))
+        return used
 
-        Ours is written before theirs goes: a worker that is killed between the two makes its counts
-        double, and loses none.
+    def fold(self) -> None:
+        """Take over some histories of workers that ended hours ago, and clear what else they left.
+
+        Ours is written before theirs go: a worker that is killed between the two makes their counts
+        double, and loses none. So may one that lives after all.
         """
         try:
-            paths = [
-                path
-                for suffix in (_CURRENT, _UNFINISHED, _HISTORY)
-                for path in self._records(suffix)
+            left = [
+                path for suffix in (record.UNFINISHED, _HISTORY) for path in self._records(suffix)
             ]
-            self._ended.keep_only(paths)
-            for path in filter(self._is_forgotten, paths):
-                if path.name.endswith(_HISTORY):
-                    self._fold(path)
-                else:
-                    path.unlink(missing_ok=True)
+            # Not the first ones: other workers are at it too, and those may all be young.
+            some = random.sample(left, min(len(left), _MOST_FOLDED))
+            ages, taken, start = Ages(self._volume), list[Path](), self._clock()
+            for path in some:
+                mine = self._taken(path, ages)
+                taken += [] if mine is None else [mine]
+                if self._clock() - start > _FOLD_S:
+                    break
+            for mine in taken:
+                self._remember(_used_before(record.read(mine).text))
+            if taken and self._save_history():
+                for mine in taken:
+                    mine.unlink(missing_ok=True)
+            with self._others_turn:
+                self._others_at = float("-inf")  # Some of it is ours now.
         except OSError as error:
             log.info("The records of use of ended workers stay: %s", error)
 
-    def _fold(self, path: Path) -> None:
-        # Whoever renames it has it; under its new name it is read as a history all the same.
-        mine = self._folder / f"{uuid.uuid4().hex}{_HISTORY}"
-        try:
-            path.rename(mine)
-        except FileNotFoundError:
-            return
-        used = _used_before(_read(mine)[0])
+    def _taken(self, path: Path, ages: Ages) -> Path | None:
+        """Return where the history at `path` is ours now; None if it stays, or is none."""
+        with suppress(FileNotFoundError):  # Another worker folds as well.
+            if ages.over(path.stat().st_mtime, DEAD_S):
+                if path.name.endswith(record.UNFINISHED):
+                    path.unlink()
+                    return None
+                # Whoever renames it has it; under its new name it is read as a history all the same.
+                mine = self._folder / f"{uuid.uuid4().hex}{_HISTORY}"
+                path.rename(mine)
+                os.utime(mine)  # Nobody else takes it from us.
+                return mine
+        return None
+
+    def _remember(self, used: Mapping[str, Use]) -> None:
         with self._state:
             _add(self._history, used)
             self._history_saved = False
-        if self._save_history():
-            mine.unlink(missing_ok=True)
 
-    def _is_forgotten(self, path: Path) -> bool:
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return False
-        still_s = self._ended.of(path, (status.st_ino, status.st_mtime_ns))
-        return still_s >= ALIVE_S and time.time() - status.st_mtime > _FORGOTTEN_S
+    def _is_buried(self, path: Path, believed: Record) -> bool:
+        """Delete the record of a dead worker; False if it changed by now, so that one lives.
+
+        It is moved aside before it is looked at again: what that worker writes from now on is
+        another file, and what it wrote before is seen.
+        """
+        aside = path.with_suffix(f".{uuid.uuid4().hex}{record.UNFINISHED}")
+        lives = False
+        with suppress(OSError, publish.PartLostError):  # Gone, or it stays: dead all the same.
+            path.rename(aside)
+            lives = record.read(aside) != believed
+            if lives:
+                publish.place(aside, path)
+            aside.unlink(missing_ok=True)
+        return not lives
 
     def _in_use(self) -> frozenset[Path]:
         now = self._clock()
         self._noted = {path: at for path, at in self._noted.items() if now - at < KEEP_S}
         return frozenset(self._noted).union(self._held)
 
-    def _show(self) -> None:
-        """Write what is in use for others to see."""
+    def _show(self) -> VolumeError | None:
+        """Write what is in use for others to see; return what the disk said against it."""
         with self._writing:
             with self._state:
                 started, in_use = self._clock(), self._in_use()
@@ -243,12 +307,14 @@ class Uses:
             self._beat += 1
             names = sorted(str(path).removeprefix(self._prefix) for path in in_use)
             path = self._folder / f"{self.worker}{_CURRENT}"
-            if not self._write(path, {"version": 1, "beat": self._beat, "in_use": names}):
-                with suppress(OSError):
-                    # On a full volume no file can be written, and that we live must be seen.
-                    os.utime(path, (self._beat, self._beat))
+            text = json.dumps({"version": 1, "beat": self._beat, "in_use": names})
+            refusal = record.write(self._volume, path, text.ljust(record.room(text)))
+            if isinstance(refusal, VolumeFullError) and record.overwrite(path, text):
+                refusal = None
+            self._complain(refusal)
             with self._state:
                 self._written, self._written_at = in_use, started
+        return refusal
 
     def _save_history(self) -> bool:
         with self._state:
@@ -259,30 +325,19 @@ class Uses:
             self._history = dict(newest)
         used = {name: [use.last, use.count] for name, use in newest}
         path = self._folder / f"{self.worker}{_HISTORY}"
-        if self._write(path, {"version": 1, "used": used}):
+        refusal = record.write(self._volume, path, json.dumps({"version": 1, "used": used}))
+        self._complain(refusal)
+        if refusal is None:
             return True
         with self._state:
             self._history_saved = False
         return False
 
-    def _write(self, path: Path, record: Mapping[str, object]) -> bool:
-        """Replace one of our files; where that fails, say so once and go on."""
-        part = path.with_suffix(f".{uuid.uuid4().hex}{_UNFINISHED}")
-        try:
-            require_volume(self._volume)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_text(json.dumps(record))
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-        except (OSError, VolumeError) as error:
-            if not self._refused:
-                log.warning("Other workers cannot see which models are in use here: %s", error)
-            self._refused = True
-            return False
-        self._refused = False
-        return True
+    def _complain(self, refusal: VolumeError | None) -> None:
+        """Say once that the disk refuses, and go on."""
+        if refusal is not None and not self._refused:
+            log.warning("Other workers cannot see which models are in use here: %s", refusal)
+        self._refused = refusal is not None
 
     def _records(self, suffix: str) -> list[Path]:
         """Return the files of other workers with this suffix, `.json` or a longer one."""
@@ -299,39 +354,15 @@ class Uses:
         ]
 
 
-def _read(path: Path) -> tuple[str, int]:
-    """Return the text of a record and when it was changed; nothing where it just went."""
-    try:
-        with path.open("rb") as file:
-            modified_ns = os.fstat(file.fileno()).st_mtime_ns
-            return file.read(_MAX_BYTES).decode(errors="replace"), modified_ns
-    except FileNotFoundError:
-        return "", 0
-
-
-def _used_now(text: str) -> list[str]:
-    """Return the paths that a record names; one that is damaged names none."""
-    names = _field(text, "in_use")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
 def _used_before(text: str) -> dict[str, Use]:
     """Return what a history says, without what is damaged in it."""
-    used = _field(text, "used")
+    used = record.field(text, "used")
     history = {}
     for name, use in used.items() if isinstance(used, dict) else ():
         with suppress(ValueError, TypeError, OverflowError):
             last, count = use
             history[name] = Use(float(last), int(count))
     return history
-
-
-def _field(text: str, name: str) -> object:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return content.get(name) if isinstance(content, dict) else None
 
 
 def _add(history: dict[str, Use], more: Mapping[str, Use]) -> None:

@@ -18,6 +18,8 @@ from schemas.errors import (
 )
 from schemas.model_ref import PICKLE_SUFFIXES, SUFFIX, HashForm, Kind, hash_form
 
+# Of a header, while the file is on its way: it is in memory. The longest that are known have 2 MB.
+_MOST_LOOKED_AT = 8 << 20
 # Larger reads than this do not hash faster (measured: 1 MiB 1.78 GB/s, 8 MiB 1.77 GB/s).
 _CHUNK_BYTES = 1 << 20
 _HASH_NAMES = {
@@ -105,6 +107,25 @@ def require_hash(expected: str, sha256: str, autov3: str, called: str) -> HashFo
     return form
 
 
+def look(start: bytes, kind: Kind, called: str, *, allow_pickle: Collection[Kind] = ()) -> int:
+    """Judge a file that is still on its way by its first bytes; see `Watch.look` for what returns.
+
+    What passes is not proven to be anything: `inspect` has the last word.
+
+    Raises:
+        ModelCorruptError, ModelUnsafeError, ModelIncompatibleError: as `inspect` raises them.
+    """
+    magic.refuse(start, pickle_allowed=kind in allow_pickle)
+    if len(start) < magic.LOOK_BYTES or magic.is_pickle(start):
+        return 0
+    end = header.end(start, called)
+    if len(start) < end <= _MOST_LOOKED_AT:
+        return end
+    if end <= len(start):
+        _require_kind(architecture.nature(header.of_start(start[:end], called)), kind, called)
+    return 0
+
+
 def inspect(path: Path, kind: Kind, called: str, *, allow_pickle: Collection[Kind] = ()) -> Nature:
     """Tell what the model in the file at `path` is, by its bytes, and check what can be checked.
 
@@ -133,13 +154,17 @@ def inspect(path: Path, kind: Kind, called: str, *, allow_pickle: Collection[Kin
             f"The file of {called!r} is a safetensors file, and is called {path.suffix}.",
             hint=f"Rename it to {path.stem}{SUFFIX}.",
         )
+    _require_kind(nature, kind, called)
+    return nature
+
+
+def _require_kind(nature: Nature, kind: Kind, called: str) -> None:
     if nature.kind not in {None, kind}:
         raise ModelIncompatibleError(
             f"The file of {called!r} is a model of kind {nature.kind}, not {kind}.",
             hint=f"Use it as {nature.kind}.",
             found=str(nature.kind),
         )
-    return nature
 
 
 def _require_allowed(path: Path, kind: Kind, called: str, allow_pickle: Collection[Kind]) -> None:

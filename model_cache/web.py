@@ -15,7 +15,8 @@ import urllib3
 
 from model_cache.answers import TryAgainError
 from model_cache.guard import BlockedAddressError, WebSession
-from model_cache.urls import origin, place
+from model_cache.sending import Sending
+from model_cache.urls import Origin, origin, place
 from schemas.errors import InvalidInputError, SourceUnavailableError, WorkerError
 
 MAX_REDIRECTS = 5
@@ -65,6 +66,7 @@ class Web:
         allow_private_hosts: bool = False,
         require: Callable[[], None],
         allowed_hosts: tuple[str, ...] = (),
+        trusted_origins: frozenset[Origin] = frozenset(),
     ) -> None:
         """Prepare a session.
 
@@ -72,24 +74,33 @@ class Web:
             stall_s: longest silence of a connection.
             allow_private_hosts: ask private addresses, and by plain http, too.
             require: raises when the job was cancelled or its time is over; called before each
-                request, and about ten times a second within `watching`.
+                request, and often while one waits for its answer and within `watching`.
             allowed_hosts: the only ones that a first URL may name, sub-domains included; any if
                 empty. Where those redirect to is their business.
+            trusted_origins: those that the operator named, asked as if `allow_private_hosts` were
+                set; not where they redirect to, and not because somebody else redirects to them.
         """
         self._session = WebSession(allow_private=allow_private_hosts)
+        # Of its own, so that a connection that was not judged is never used by who must not.
+        self._trusted = WebSession(allow_private=True)
         self._stall_s = stall_s
         self._schemes = {"https", "http"} if allow_private_hosts else {"https"}
-        self._require = require
+        self.require = require
         self._allowed_hosts = allowed_hosts
+        self._trusted_origins = trusted_origins
+        self._is_closed = False
 
     def cut(self) -> None:
         """Break every connection that is open; their readers get an error, and may ask again."""
-        self._session.cut()
+        for session in (self._session, self._trusted):
+            session.cut()
 
     def close(self) -> None:
         """Close every connection, those that are being read too; no other is made after that."""
-        self._session.shut()
-        self._session.close()
+        self._is_closed = True
+        for session in (self._session, self._trusted):
+            session.shut()
+            session.close()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -102,7 +113,7 @@ class Web:
         def cut_when_over() -> None:
             while not finished.wait(_WATCH_EVERY_S):
                 if self._is_over():
-                    self._session.cut()
+                    self.cut()
 
         watcher = threading.Thread(target=cut_when_over, name="fetch-watch", daemon=True)
         watcher.start()
@@ -146,9 +157,11 @@ class Web:
     def _walk(self, step: "_Step", redirects: int) -> Answer:
         first, left = step.url, redirects
         while True:
-            self._require()
-            self._require_scheme(step.url)
-            response = self._send(step)
+            self.require()
+            trusted = self._trusts(step.url) and origin(step.url) == origin(first)
+            if not trusted:
+                self._require_scheme(step.url)
+            response = self._send(step, self._trusted if trusted else self._session)
             target = response.headers.get("Location")
             if response.status_code not in _REDIRECTS or not target or redirects == 0:
                 return Answer(response, step.url, step.authorization)
@@ -160,18 +173,21 @@ class Web:
                 )
             step = step.to(target)
 
-    def _send(self, step: "_Step") -> requests.Response:
+    def _send(self, step: "_Step", session: WebSession) -> requests.Response:
         url = step.url
+        sending = Sending(
+            session.request,
+            step.method,
+            url,
+            headers={**_HEADERS, **step.headers, **_credentials(step.authorization)},
+            stream=True,
+            allow_redirects=False,
+            # For each of the host's addresses.
+            timeout=(min(CONNECT_TIMEOUT_S, self._stall_s), self._stall_s),
+        )
         # The texts of these exceptions hold the whole URL, signature included: none is kept.
         try:
-            return self._session.request(
-                step.method,
-                url,
-                headers={**_HEADERS, **step.headers, **_credentials(step.authorization)},
-                stream=True,
-                allow_redirects=False,
-                timeout=(min(CONNECT_TIMEOUT_S, self._stall_s), self._stall_s),
-            )
+            return sending.answer(self._require_open)
         except BlockedAddressError:
             raise InvalidInputError(
                 f"{place(url)} is not at a public address.",
@@ -180,7 +196,7 @@ class Web:
                 field="url",
             ) from None
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-            self._require()
+            self.require()
             failure = SourceUnavailableError(
                 f"{place(url)} {_how(error)}.", hint="Try again later."
             )
@@ -188,9 +204,14 @@ class Web:
         except (requests.RequestException, ValueError):
             raise InvalidInputError(f"{place(url)} cannot be asked.", field="url") from None
 
+    def _require_open(self) -> None:
+        self.require()
+        if self._is_closed:
+            raise requests.ConnectionError
+
     def _is_over(self) -> bool:
         try:
-            self._require()
+            self.require()
         except WorkerError:
             return True
         return False
@@ -205,6 +226,10 @@ class Web:
                 hint=f"A1111_CACHE_ALLOWED_HOSTS allows: {', '.join(self._allowed_hosts)}.",
                 field="url",
             )
+
+    def _trusts(self, url: str) -> bool:
+        # Most have none, and then a URL that names no host is for `_require_scheme` to refuse.
+        return bool(self._trusted_origins) and origin(url) in self._trusted_origins
 
     def _require_scheme(self, url: str) -> None:
         if urlsplit(url).scheme not in self._schemes:

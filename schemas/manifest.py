@@ -1,16 +1,17 @@
 """The record beside each model file: what another worker may believe about it.
 
-`.worker/manifests/<kind>/<file>.json` on the volume, one JSON object, written after the file is
-verified and published, so that its presence is the proof of a complete file:
+`.worker/manifests/<kind>/<file>.json` on the volume, one JSON object, written when the file is
+verified and just before it gets its name. It proves a complete file only together with that file:
+both have the size and the time that it tells.
 
     {"version": 1, "sha256": "…64 hex…", "size_bytes": 2132625612, "mtime_ns": 17…,
      "source": "https://host/path", "base": "sd1", "alias": "", "autov3": "…12 hex…",
-     "also_from": [], "created": 1763700000.0}
+     "means": {"https://host/path": 1763700000.0}, "created": 1763700000.0}
 """
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Manifest(BaseModel):
@@ -23,7 +24,8 @@ class Manifest(BaseModel):
     size_bytes: int
     mtime_ns: int
     source: str
-    """Where it came from, without query secrets; empty for a file that people put there."""
+    """Where it was fetched from, without query secrets, whatever is there by now; empty for a file
+    that people put there."""
     base: str = "unknown"
     """Architecture read from the header: sd1, sd2, sdxl, sd3, flux, unknown, …"""
     alias: str = ""
@@ -31,7 +33,8 @@ class Manifest(BaseModel):
     autov3: str = ""
     """LoRA as safetensors: first 12 hex digits of the SHA-256 of what follows the header, which
     Civitai calls AutoV3 and A1111 lists in `Lora hashes`; else empty."""
-    also_from: tuple[str, ...] = ()
-    """Other sources, without query secrets, that gave the very same bytes."""
+    means: dict[str, float] = Field(default_factory=dict)
+    """Sources, without query secrets, that give these bytes, and the Unix time in seconds at which
+    each was last seen to do so. Of files that one source gave, that with the latest time is meant."""
     created: float
     """Unix time in seconds at which it was published."""

@@ -1,10 +1,9 @@
 """The path of a job: parse, fetch, ask A1111, check, return. One picture at a time."""
 
 import logging
-import re
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from threading import Event, Lock
@@ -14,22 +13,22 @@ from model_cache.cache import ModelCache
 from model_cache.download import Allowance
 from model_cache.models import CachedModel, Ensured
 from schemas.errors import (
-    InvalidInputError,
     JobCancelledError,
     ModelNotFoundError,
     WorkerError,
 )
-from schemas.job import Generation, Txt2Img
+from schemas.job import Generation
 from schemas.model_ref import Kind, ModelRef, stem_of
 from schemas.request import parse
-from schemas.result import ModelUsed, Result, Timings
+from schemas.result import ModelUsed, Result
 from schemas.settings import Settings
 from worker import check, images, models, output, overrides, payload
 from worker.catalog import Catalog
 from worker.client import WebuiClient
+from worker.clock import Clock
 from worker.links import LinkFolder
 from worker.progress import Report, Watcher
-from worker.tagging import Tagged, lora_by_name, tagged
+from worker.tagging import Tagged, lora_by_name, mentions, tagged
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +58,16 @@ class _Prepared:
         """Every file that A1111 will read for the job."""
         named = [ensured.model for ensured in self.found.values()]
         return [*named, *self.tagged.loras.values()]
+
+
+@dataclass(frozen=True)
+class _Caller:
+    """Whoever waits for a job, and what is kept for it until it ends."""
+
+    cancelled: Event
+    report: Report
+    held: ExitStack
+    """Of models: none is evicted by any worker while the job lasts."""
 
 
 class Runner:
@@ -102,42 +111,39 @@ class Runner:
         Raises:
             WorkerError: whatever the caller should be told.
         """
-        clock = _Clock()
+        clock = Clock()
         request = parse(job.get("input"), self._settings.job)
-        prepared = self._prepare(request.job, list(request.warnings), cancelled, report)
-        clock.lap("download_s")
-        with self._cache.hold(prepared.models):
-            answer = self._in_turn(prepared, clock, cancelled, report)
+        with ExitStack() as held:
+            caller = _Caller(cancelled, report, held)
+            prepared = self._prepare(request.job, list(request.warnings), caller)
+            clock.lap("download_s")
+            answer = self._in_turn(prepared, clock, caller)
         info = self._checked(answer, prepared)
         clock.lap("generate_s")
         result = self._result(answer, info, prepared, clock)
         output.require_fitting(dict(result), str(job.get("id", "")), self._settings.output)
         return result
 
-    def _in_turn(
-        self, prepared: _Prepared, clock: "_Clock", cancelled: Event, report: Report
-    ) -> Any:
+    def _in_turn(self, prepared: _Prepared, clock: Clock, caller: _Caller) -> Any:
         while not self._gpu.acquire(timeout=WAIT_S):
-            _stop_if(cancelled)
+            _stop_if(caller.cancelled)
         try:
-            _stop_if(cancelled)
+            _stop_if(caller.cancelled)
             clock.lap("webui_wait_s")
-            return self._generate(prepared, cancelled, report)
+            return self._generate(prepared, caller)
         finally:
             self._gpu.release()
 
-    def _prepare(
-        self, job: Generation, warnings: list[str], cancelled: Event, report: Report
-    ) -> _Prepared:
+    def _prepare(self, job: Generation, warnings: list[str], caller: _Caller) -> _Prepared:
         changes = images.checked(job, self._settings.job.max_input_pixels)
         changes |= self._catalog.checked(job)
         overrides.checked(job.override_settings, self._originals())
-        found = self._found(job, cancelled, report)
+        found = self._found(job, caller)
         names = {field: self._show(ensured.model) for field, ensured in found.items()}
         tags = tagged(
             job,
             {ref: found[f"loras[{index}]"].model for index, ref in enumerate(job.loras)},
-            lambda name: lora_by_name(self._cache, self._named_lora, name),
+            lambda name: lora_by_name(self._cache, partial(self._named_lora, caller), name),
             self._show,
         )
         for name in tags.hypernetworks:
@@ -148,7 +154,7 @@ class Runner:
         for index, ref in enumerate(job.embeddings):
             field = f"embeddings[{index}]"
             models.require_fit(checkpoint, found[field].model, field)
-            warnings += _mentions(job, ref, names[field], field)
+            warnings += mentions(job, ref, names[field], field)
         for ensured in found.values():
             warnings += ensured.warnings
         if not job.override_settings_restore_afterwards:
@@ -166,39 +172,52 @@ class Runner:
             warnings=warnings + tags.warnings,
         )
 
-    def _found(self, job: Generation, cancelled: Event, report: Report) -> dict[str, Ensured]:
+    def _found(self, job: Generation, caller: _Caller) -> dict[str, Ensured]:
         default = None if models.names_checkpoint(job) else self._default()
-        ensure = partial(
+        obtain = partial(
             self._cache.ensure,
             tokens={host: secret.get_secret_value() for host, secret in job.tokens.items()},
             allowance=Allowance.of(self._settings.cache, job.max_download_gb, job.max_download_s),
         )
+
+        def ensure(ref: ModelRef, **how: Any) -> Ensured:
+            return self._kept(obtain(ref, **how), caller)
+
         wanted = models.roles(job, default)
         self._cache.expect(role.ref for role in wanted)
         found = models.ensure_all(
-            ensure, wanted, self._fetchers, cancelled=cancelled, report=report
+            ensure, wanted, self._fetchers, cancelled=caller.cancelled, report=caller.report
         )
         models.require_agreement(job, found)
-        self._add_automatic_vae(job, found)
+        self._add_automatic_vae(job, found, caller)
         return found
 
-    def _add_automatic_vae(self, job: Generation, found: dict[str, Ensured]) -> None:
+    def _kept(self, found: Ensured, caller: _Caller) -> Ensured:
+        """Keep a model from now on: others of the same job may take half an hour to come."""
+        caller.held.enter_context(self._cache.hold([found.model]))
+        return found
+
+    def _add_automatic_vae(
+        self, job: Generation, found: dict[str, Ensured], caller: _Caller
+    ) -> None:
         asked = job.vae or job.override_settings.get(overrides.VAE) or AUTOMATIC
         if asked != AUTOMATIC:
             return
         ref = models.automatic_vae(self._cache, _checkpoint(found))
         if ref is not None:
             try:
-                found["vae"] = self._cache.ensure(ref, cancelled=Event())
+                vae = self._cache.present(ref, cancelled=caller.cancelled)
+                found["vae"] = self._kept(vae, caller)
             except ModelNotFoundError:
                 log.info(f"The VAE {ref.label} is gone; the checkpoint's own is used.")
 
     def _default(self) -> ModelRef:
         return models.default_checkpoint(self._cache, self._settings.webui.checkpoint)
 
-    def _named_lora(self, name: str) -> CachedModel:
+    def _named_lora(self, caller: _Caller, name: str) -> CachedModel:
+        """Return the LoRA that a tag names: one that is here, as words of a prompt fetch nothing."""
         ref = ModelRef(kind=Kind.LORA, name=name)
-        return self._cache.ensure(ref, cancelled=Event()).model
+        return self._kept(self._cache.present(ref, cancelled=caller.cancelled), caller).model
 
     def _show(self, model: CachedModel) -> str:
         name, new = self._links.show(model)
@@ -212,7 +231,7 @@ class Runner:
                 self._original = self._client.get("options")
             return self._original
 
-    def _generate(self, prepared: _Prepared, cancelled: Event, report: Report) -> Any:
+    def _generate(self, prepared: _Prepared, caller: _Caller) -> Any:
         self._require_files(prepared)
         self._forget_lost_vae()
         self._refresh()
@@ -228,8 +247,8 @@ class Runner:
             payload.route(prepared.job),
             body,
             timeout_s=self._settings.webui.job_timeout_s,
-            cancelled=cancelled,
-            report=report,
+            cancelled=caller.cancelled,
+            report=caller.report,
         )
 
     def _require_files(self, prepared: _Prepared) -> None:
@@ -277,7 +296,7 @@ class Runner:
         return info
 
     def _result(
-        self, answer: Any, info: dict[str, Any], prepared: _Prepared, clock: "_Clock"
+        self, answer: Any, info: dict[str, Any], prepared: _Prepared, clock: Clock
     ) -> Result:
         cached = self._cache.info()
         return Result(
@@ -295,29 +314,6 @@ class Runner:
             warnings=prepared.warnings,
             timings=clock.timings(),
             backend=self._client.backend,
-        )
-
-
-class _Clock:
-    """Cuts the job's time into consecutive slices."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._slices: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self._slices[name] = round(now - self._last, 3)
-        self._last = now
-
-    def timings(self) -> Timings:
-        self.lap("deliver_s")
-        return Timings(
-            download_s=self._slices["download_s"],
-            webui_wait_s=self._slices["webui_wait_s"],
-            generate_s=self._slices["generate_s"],
-            deliver_s=self._slices["deliver_s"],
-            total_s=round(sum(self._slices.values()), 3),
         )
 
 
@@ -359,29 +355,6 @@ def _used(prepared: _Prepared) -> list[ModelUsed]:
         if lora.path not in named
     ]
     return listed + by_tag
-
-
-def _mentions(job: Generation, ref: ModelRef, name: str, field: str) -> list[str]:
-    """Return a warning if no prompt has the embedding's name, which is how A1111 applies it.
-
-    Raises:
-        InvalidInputError: a prompt has the name that was asked for, and the file got another one,
-            so that A1111 would apply another file or none.
-    """
-    hires = (job.hr_prompt, job.hr_negative_prompt) if isinstance(job, Txt2Img) else ()
-    words = " ".join((job.prompt, job.negative_prompt, *hires)).lower()
-    has_name = _has_word(words, name)
-    if ref.name not in {None, name} and not has_name and _has_word(words, ref.label):
-        raise InvalidInputError(
-            f"`{field}` is called `{name}` here, and the prompt says `{ref.name}`.",
-            hint=f"Write `{name}` in the prompt, or give the embedding a name that is free.",
-            field=field,
-        )
-    return [] if has_name else [f"The prompt does not mention the embedding `{name}`."]
-
-
-def _has_word(text: str, word: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(word.lower())}(?!\w)", text) is not None
 
 
 def _stop_if(cancelled: Event) -> None:

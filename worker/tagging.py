@@ -4,6 +4,7 @@ A1111 drops a tag whose LoRA is missing or ambiguous in silence
 (recorded: lora_missing, lora_dup_alias), so each is resolved to one file before.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from schemas.errors import (
     shown,
 )
 from schemas.job import Generation, Txt2Img
-from schemas.model_ref import Kind, LoraRef, parse_ref
+from schemas.model_ref import Kind, LoraRef, ModelRef, parse_ref
 from worker import prompt as syntax
 
 Ensure = Callable[[str], CachedModel]
@@ -172,3 +173,26 @@ def aliased(cache: ModelCache) -> list[CachedModel]:
         except (ModelCorruptError, ModelUnsafeError, ModelIncompatibleError):
             continue
     return found
+
+
+def mentions(job: Generation, ref: ModelRef, name: str, field: str) -> list[str]:
+    """Return a warning if no prompt has the embedding's name, which is how A1111 applies it.
+
+    Raises:
+        InvalidInputError: a prompt has the name that was asked for, and the file got another one,
+            so that A1111 would apply another file or none.
+    """
+    hires = (job.hr_prompt, job.hr_negative_prompt) if isinstance(job, Txt2Img) else ()
+    words = " ".join((job.prompt, job.negative_prompt, *hires)).lower()
+    has_name = _has_word(words, name)
+    if ref.name not in {None, name} and not has_name and _has_word(words, ref.label):
+        raise InvalidInputError(
+            f"`{field}` is called `{name}` here, and the prompt says `{ref.name}`.",
+            hint=f"Write `{name}` in the prompt, or give the embedding a name that is free.",
+            field=field,
+        )
+    return [] if has_name else [f"The prompt does not mention the embedding `{name}`."]
+
+
+def _has_word(text: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word.lower())}(?!\w)", text) is not None

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from model_cache import layout, lease, manifests, publish
+from model_cache import layout, lease, leftovers, manifests
 from model_cache.cache import ModelCache
 from model_cache.listing import Listing
 from model_cache.room import Room
-from model_cache.stillness import Stillness
 from model_cache.uses import Uses
 from schemas.model_ref import SUFFIX, Kind
 from tests.model_cache.conftest import settings_for
@@ -90,12 +89,12 @@ def _sweep(volume: Path) -> None:
     clock = Clock()
     uses = Uses(volume, clock=clock)
     room = Room(volume, None, Listing(volume), uses, clock=clock)
-    still = Stillness(300.0, clock)
     for path in (*private(volume), *in_use(volume)):
         os.utime(path, (0, 0))
     for _ in range(25):
-        publish.sweep(volume)
-        lease.sweep(volume, still)
+        for found in leftovers.remains(volume, older_than_s=-1.0):
+            leftovers.clear(found)  # What was moved there is as old as that, and that is now.
+        lease.sweep(volume)
         room.sweep()
         uses.fold()
         clock.now += 30

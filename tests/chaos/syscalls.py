@@ -1,4 +1,4 @@
-"""What goes wrong at a call of the operating system: the process is killed there, or it is refused.
+"""What goes wrong at a call of the operating system: the process is killed, refused, or overtaken.
 
 Knows nothing of models. The functions of `os` are replaced in the process that asks for it, so a
 kill falls exactly before or after the call that is named, as a power cut would.
@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class Fault:
     """A function of `os`; empty for each of `WRITES`."""
     ending: str = ""
     """Of the path that the call is about, the new one where it names two."""
+    folder: str = ""
+    """Whose files it is about, as `/tmp/`; empty for all."""
     after: bool = False
     """It is done, and only then goes wrong."""
     skip: int = 0
@@ -37,23 +40,37 @@ class Fault:
     error: str = ""
     """`EDQUOT`: what the call is refused with, as are all that follow. Empty: SIGKILL."""
 
+    def means(self, path: str) -> bool:
+        """Tell whether it is about the file at `path`."""
+        return self.folder in path and path.endswith(self.ending)
+
 
 def install(
-    fault: Fault, volume: Path, put: Callable[[Any, str, Any], None] = setattr
+    fault: Fault,
+    volume: Path,
+    put: Callable[[Any, str, Any], None] = setattr,
+    instead: Callable[[], None] | None = None,
 ) -> Callable[[], int]:
     """Make the calls below `volume` that `fault` means go wrong; return how many there were.
 
-    `put` replaces a function of `os`: `setattr`, or that of a `monkeypatch`.
+    Args:
+        fault: which calls, and how.
+        volume: others are let alone.
+        put: replaces a function of `os`: `setattr`, or that of a `monkeypatch`.
+        instead: what happens at the first such call, in place of a kill or an error; the call
+            itself is done.
     """
     lock, seen = threading.Lock(), [0]
 
     def strikes(name: str, args: tuple[Any, ...]) -> bool:
         path = _path(name, args)
-        if not path.startswith(f"{volume}/") or not path.endswith(fault.ending):
+        if not (path.startswith(f"{volume}/") and fault.means(path)):
             return False
         with lock:
             seen[0] += 1
-            return seen[0] > fault.skip
+            return seen[0] == fault.skip + 1 if instead else seen[0] > fault.skip
+
+    end = instead or partial(_end, fault)
 
     def broken(name: str) -> Callable[..., Any]:
         original = getattr(os, name)
@@ -61,10 +78,10 @@ def install(
         def call(*args: Any, **more: Any) -> Any:
             struck = strikes(name, args)
             if struck and not fault.after:
-                _end(fault)
+                end()
             result = original(*args, **more)
-            if struck:
-                _end(fault)
+            if struck and fault.after:
+                end()
             return result
 
         return call

@@ -84,7 +84,7 @@ def test_workers_whose_clocks_are_an_hour_apart_share_as_others_do(
         world.worker(pace=pace, clock_ahead_s=ahead_s, settings={"budget_gb": budget / 1e9})
         for ahead_s in (-3600.0, 0.0, 3600.0)
     ]
-    for number in chaos.times("rounds of workers with clocks an hour apart", 50, least=5):
+    for number in chaos.times("rounds of workers with clocks an hour apart", 50, least=4):
         model = world.model(f"m{number}", MIB)
         for worker in crew:
             worker.ask(name=f"x{number}", url=model.url)
@@ -128,7 +128,7 @@ def test_a_budget_holds_while_several_workers_fetch_and_no_model_in_use_goes(
     pace = Pace(ttl_s=20.0, keep_s=0.2)
     number = 4
     crew = world.crew(number, pace=pace, settings={"budget_gb": budget / 1e9})
-    wishes = chaos.count(100, least=8)
+    wishes = chaos.count(100, least=6)
     codes = Counter[str]()
 
     def work(index: int) -> int:

@@ -38,8 +38,6 @@ class Pace:
 
     ttl_s: float = 0.2
     """How long the holder of a lease may be silent. Short where every holder is dead."""
-    ask_every_s: float = 0.05
-    """How often who waits for it asks."""
     keep_s: float = 600.0
     """How long a model is in use after it was named."""
     save_every_s: float = 0.05
@@ -62,7 +60,6 @@ class Pace:
 
         put(fetching, "Limits", SimpleNamespace(of=of))
         put(fetching, "Lease", partial(Lease, ttl_s=self.ttl_s, beat_s=self.ttl_s / 4))
-        put(fetching, "_ASK_EVERY_S", self.ask_every_s)
         put(fetching, "Asker", partial(Asker, waits_s=(self.pause_s, self.pause_s)))
         put(uses, "KEEP_S", self.keep_s)
         put(cache, "Registry", partial(Registry, every_s=self.registry_every_s))
@@ -94,11 +91,11 @@ def main(text: str) -> None:
     right = time.time
     time.time = lambda: right() + order.clock_ahead_s
     order.pace.set()
-    if fault is not None:
-        syscalls.install(fault, Path(order.volume))
     settings = {"volume": order.volume, "allow_private_hosts": True, **order.settings}
     store = ModelCache(CacheSettings.model_validate(settings))
     store.start()
+    if fault is not None:
+        syscalls.install(fault, Path(order.volume))
     print("{}", flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(store, json.loads(line))), flush=True)

@@ -1,6 +1,9 @@
 """What tests of resolvers share: somebody who asks the hub, and a secret that must show nowhere."""
 
+import contextlib
+import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from model_cache import sources
@@ -13,6 +16,21 @@ from schemas.settings import CacheSettings
 from tests.model_cache.conftest import Hub
 
 SECRET = "planted-secret"
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[str]:
+    """Yield the URL of a host that completes no connection: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/m"
 
 
 def asker_for(

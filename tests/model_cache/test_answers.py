@@ -122,3 +122,15 @@ def test_a_host_that_repeats_a_token_or_a_signature_is_not_quoted() -> None:
 
     with pytest.raises(ModelAccessDeniedError, match=r'403: "bad … for https://h/m\?… &c"\.'):
         answers.require_file(answer(403, X_Error_Message=said), download)
+
+
+def test_a_host_that_repeats_what_a_url_hides_is_not_quoted() -> None:
+    said = "the token SECRET/TOK, or SECRET%2FTOK of MiB, has expired"
+    download = Download("https://h/m?token=SECRET%2FTOK&size=MiB", "https://h/m?size=MiB")
+    response = answer(403, X_Error_Message=f"{said}; REDIRECTED too")
+    response.url = "https://cdn/m?sig=REDIRECTED"
+
+    with pytest.raises(
+        ModelAccessDeniedError, match=r'"the token …, or … of MiB, has expired; … too"'
+    ):
+        answers.require_file(response, download)

@@ -172,3 +172,15 @@ def test_bytes_that_are_baked_are_not_published_once_more(tmp_path: Path, volume
     )
 
     assert model.path == baked
+
+
+def test_bytes_that_were_deleted_since_they_were_listed_are_published(volume: Path) -> None:
+    theirs = volume / "models" / "Lora" / "X.safetensors"
+    models.write_lora(theirs, seed="ours")
+    listing = Listing(volume)
+    theirs.unlink()
+
+    model = settle(arrival(volume), volume, listing, threading.Event())
+
+    assert model.path == layout.published_path(volume, Kind.LORA, "x")
+    assert model.path.exists()

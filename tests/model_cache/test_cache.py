@@ -727,15 +727,25 @@ def test_without_a_volume_everything_says_so_and_nothing_is_made(tmp_path: Path)
     assert not (tmp_path / "none").exists()
 
 
-def test_leftovers_of_yesterday_are_cleared_at_the_start(volume: Path) -> None:
-    left = layout.tmp_folder(volume) / "dead.part"
+def test_leftovers_of_yesterday_are_cleared_soon_after_the_start(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_cache.cache._SOON_S", 0.1)
+    left = layout.tmp_folder(volume) / "key.dead.part"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     os.utime(left, (0, 0))
 
-    ModelCache(settings_for(volume))
-
-    assert not left.exists()
+    cache = ModelCache(settings_for(volume))
+    assert left.exists()
+    cache.start()
+    try:
+        end = time.monotonic() + 5
+        while left.exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        cache.close()
 
 
 def test_a_manifest_of_a_file_that_is_gone_does_no_harm(volume: Path, shelf: Shelf) -> None:
@@ -750,3 +760,63 @@ def test_a_manifest_of_a_file_that_is_gone_does_no_harm(volume: Path, shelf: She
     assert cache.models(Kind.LORA) == ()
     with pytest.raises(ModelNotFoundError):
         Shelf(volume, cache).ensure(name="x")
+
+
+def repository(hub: Hub, name: str) -> str:
+    """Put a LoRA into a Hugging Face repository, and return its digest."""
+    folder = hub.root / "huggingface" / name
+    folder.mkdir(parents=True)
+    return models.write_lora(folder / "d.safetensors", seed=name)
+
+
+def test_a_name_that_can_be_nothing_else_is_taken_for_a_repository_with_a_warning(
+    model_hub: Hub, volume: Path
+) -> None:
+    sha256 = repository(model_hub, "org/repo")
+    shelf = shelf_on(volume, hf_endpoint=model_hub.url)
+
+    for cached in (False, True):
+        done = shelf.ensure(name="org/repo")
+        assert (done.model.sha256, done.cached) == (sha256, cached)
+        assert any("was taken for the Hugging Face repository" in one for one in done.warnings)
+
+
+def test_a_name_in_a_folder_of_the_volume_is_no_repository(model_hub: Hub, volume: Path) -> None:
+    repository(model_hub, "org/repo")
+    models.write_lora(volume / "models/Lora/org/other.safetensors", seed="other")
+    shelf = shelf_on(volume, hf_endpoint=model_hub.url)
+
+    with pytest.raises(ModelNotFoundError):
+        shelf.ensure(name="org/repo")
+
+    assert model_hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "how"),
+    [("", {}), ("", {"status": 403}), ("https://hf.example", {"allowed_hosts": ("h.example",)})],
+    ids=["no such repository", "no access", "the host is not allowed"],
+)
+def test_a_name_that_is_neither_here_nor_a_repository_is_a_name_that_is_not_here(
+    model_hub: Hub, volume: Path, endpoint: str, how: dict[str, Any]
+) -> None:
+    if "status" in how:
+        model_hub.spoil(times=-1, **how)
+    allowed = {key: value for key, value in how.items() if key != "status"}
+    shelf = shelf_on(volume, hf_endpoint=endpoint or model_hub.url, **allowed)
+
+    with pytest.raises(ModelNotFoundError, match="There is no lora called 'org/repo'") as failed:
+        shelf.ensure(name="org/repo")
+
+    assert "repository of that name" in failed.value.hint
+    assert bool(model_hub.requests) is not bool(endpoint)
+
+
+def test_a_model_that_was_fetched_is_there_though_the_view_of_it_cannot_be_made(
+    shelf: Shelf, url: str
+) -> None:
+    pins = layout.pins_folder(shelf.volume)
+    pins.mkdir(parents=True)
+    (pins / "lora").write_text("a file, and no folder")
+
+    assert shelf.ensure(url=url).model.path.exists()

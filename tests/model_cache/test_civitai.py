@@ -329,14 +329,14 @@ def test_while_the_api_is_down_a_known_version_is_downloaded_without_it(model_hu
         resolved(model_hub, "civitai:model:99")
 
 
-def test_a_quota_is_no_outage(model_hub: Hub) -> None:
+def test_what_the_api_has_no_answers_left_for_is_downloaded_without_it(model_hub: Hub) -> None:
     put(model_hub, 7)
-    model_hub.spoil(path="/api/v1/*", times=3, status=429, retry_after="3600")
+    model_hub.spoil(path="/api/v1/*", times=-1, status=429, retry_after="3600")
 
-    with pytest.raises(SourceQuotaError):
-        resolved(model_hub, "civitai:version:7")
-
+    assert resolved(model_hub, "civitai:version:7").source == "civitai:version:7"
     assert len(model_hub.requests) == 1
+    with pytest.raises(SourceQuotaError):
+        resolved(model_hub, "civitai:model:99")
 
 
 @pytest.mark.parametrize("status", [401, 403])

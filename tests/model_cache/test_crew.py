@@ -23,8 +23,11 @@ from schemas.errors import (
     DownloadIncompleteError,
     JobCancelledError,
     ModelCorruptError,
+    ModelIncompatibleError,
+    ModelUnsafeError,
     SourceUnavailableError,
     VolumeFullError,
+    WorkerError,
 )
 from tests.model_cache.conftest import Hub
 
@@ -152,8 +155,12 @@ def test_a_file_that_changes_all_the_time_is_an_error(fetch: Fetcher, model_hub:
     connections = Connections(4)
     held: list[int] = []
 
+    def look(_: bytes) -> int:
+        held.append(connections.count())
+        return 0
+
     with pytest.raises(DownloadIncompleteError, match="ignores ranges, or has changed"):
-        fetch(tries=3, connections=connections, look=lambda _: held.append(connections.count()))
+        fetch(tries=3, connections=connections, look=look)
 
     assert held
     assert max(held) <= 4
@@ -287,6 +294,26 @@ def test_what_was_left_is_copied_and_only_the_rest_is_fetched(
     assert fetched.resumed_bytes == left
     assert fetched.received_bytes == SIZE - left
     assert fetch.left() == []
+
+
+@pytest.mark.parametrize("error", [ModelCorruptError, ModelUnsafeError, ModelIncompatibleError])
+def test_what_is_refused_by_what_was_left_is_fetched_without_it(
+    fetch: Fetcher, model_hub: Hub, error: type[WorkerError]
+) -> None:
+    broken_off(fetch, model_hub)
+    (left,) = layout.tmp_folder(fetch.volume).glob("*.part")
+    with left.open("r+b") as file:
+        file.write(b"\0" * 600)
+
+    def look(start: bytes) -> int:
+        if not BYTES.startswith(start):
+            raise error("Damaged.")
+        return 0
+
+    fetched = fetch(look=look)
+
+    assert fetch.got == BYTES
+    assert fetched.resumed_bytes == 0
 
 
 def test_what_was_left_does_not_count_against_the_allowance(fetch: Fetcher, model_hub: Hub) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 
 from model_cache import hubcache
 from model_cache.huggingface import Reference
+from schemas.errors import VolumeMissingError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40
@@ -142,3 +144,22 @@ def test_only_whole_models_at_the_top_of_a_repository_are_listed(volume: Path) -
         (snapshot / "x.safetensors", f"hf:org/repo/x.safetensors@{COMMIT}"),
         (snapshot / "y.pth", f"hf:org/repo/y.pth@{COMMIT}"),
     ]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOTCONN, errno.EIO])
+def test_a_volume_that_does_not_answer_is_our_error(
+    volume: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "stat", stale)
+
+    with pytest.raises(VolumeMissingError):
+        hubcache.find(volume, Reference("org/repo", "x.safetensors"))
+
+
+def test_a_name_that_no_disk_could_hold_is_not_cached(volume: Path) -> None:
+    cached(volume, "x.safetensors")
+
+    assert hubcache.find(volume, Reference(f"org/{'r' * 300}", "x.safetensors")) is None

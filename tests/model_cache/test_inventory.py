@@ -383,3 +383,24 @@ def test_a_cached_file_that_the_disk_does_not_give_is_left_out(
 
     assert names(tmp_path, Kind.LORA) == []
     assert "lora.safetensors cannot be read: Input/output error" in caplog.text
+
+
+def test_a_manifest_that_was_written_anew_is_read_again(tmp_path: Path) -> None:
+    path = layout.published_path(tmp_path, Kind.LORA, "x")
+    models.write_lora(path, seed="x")
+    place = layout.manifest_path(tmp_path, Kind.LORA, path)
+    manifest = manifests.new(SHA, path.stat(), "https://h/a", "sd1", "")
+    manifests.write(tmp_path, place, manifest)
+    known = inventory.scan(tmp_path, {})
+    assert inventory.scan(tmp_path, known)[path] is known[path]
+
+    newer = manifests.with_sources(manifest, ["https://h/b"], manifest.created)
+    manifests.write(tmp_path, place, newer)
+    seen = inventory.scan(tmp_path, known)
+    assert seen[path].manifest == newer
+
+    # What was known of the very same file is true, whatever becomes of its manifest.
+    manifests.write(tmp_path, place, newer.model_copy(update={"mtime_ns": 1}))
+    assert inventory.scan(tmp_path, seen)[path].manifest == newer
+    place.unlink()
+    assert inventory.scan(tmp_path, seen)[path].manifest == newer

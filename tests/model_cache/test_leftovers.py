@@ -1,3 +1,4 @@
+import errno
 import os
 import time
 from pathlib import Path
@@ -93,3 +94,72 @@ def test_a_manifest_is_dropped_unless_it_was_written_anew(
     (orphan,) = leftovers.orphans(shelf.volume)
     assert leftovers.drop(shelf.volume, orphan)
     assert not orphan.place.exists()
+
+
+def tmp_names(volume: Path) -> list[str]:
+    return sorted(path.name for path in layout.tmp_folder(volume).iterdir())
+
+
+def test_what_can_be_resumed_is_swept_after_a_day_and_the_rest_after_two_hours(
+    volume: Path,
+) -> None:
+    for name, part_h, journal_h in (("k.1", 23, 23), ("k.2", 25, 23), ("k.3", 25, 25)):
+        left(volume, f"{name}.part", age_s=part_h * HOURS_S)
+        left(volume, f"{name}.json", age_s=journal_h * HOURS_S)
+    left(volume, "k.4.part", age_s=1.9 * HOURS_S)
+    left(volume, "k.5.part", age_s=2.1 * HOURS_S)
+    left(volume, "notes.txt", age_s=99 * HOURS_S)
+    scratch = layout.tmp_folder(volume) / "doctor-x"
+    scratch.mkdir()
+    os.utime(scratch, (0, 0))
+
+    leftovers.sweep(volume)
+
+    assert tmp_names(volume) == [
+        "k.1.json",
+        "k.1.part",
+        "k.2.json",
+        "k.2.part",
+        "k.4.part",
+        "notes.txt",
+    ]
+
+
+def test_a_model_that_was_moved_aside_just_now_is_young_however_old_its_bytes_are(
+    volume: Path,
+) -> None:
+    old = left(volume, "published", age_s=99 * HOURS_S)
+    old.rename(old.with_name("aside.evicted"))
+    manifest = left(volume, "manifest", age_s=99 * HOURS_S)
+    manifest.rename(manifest.with_name("aside.part"))
+
+    leftovers.sweep(volume)
+
+    assert leftovers.remains(volume) == []
+    assert tmp_names(volume) == ["aside.evicted", "aside.part"]
+    (found, again) = leftovers.remains(volume, older_than_s=-1)[0].paths
+    assert (found.name, again.name) == ("aside.evicted", "aside.part")
+
+
+def test_sweeping_where_there_is_no_volume_is_no_failure(tmp_path: Path) -> None:
+    leftovers.sweep(tmp_path / "none")
+
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_cannot_be_deleted_does_not_keep_the_rest_from_being_swept(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.1.part", "b.1.part"):
+        left(volume, name, age_s=5 * HOURS_S)
+    unlink = Path.unlink
+
+    def refuse_one(path: Path, *, missing_ok: bool = False) -> None:
+        if path.name == "a.1.part":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse_one)
+    leftovers.sweep(volume)
+
+    assert tmp_names(volume) == ["a.1.part"]

@@ -211,3 +211,57 @@ def _seconds(listing: Listing, path: Path) -> float:
     started = time.perf_counter()
     listing.look_again(Kind.LORA, path)
     return time.perf_counter() - started
+
+
+def test_a_glance_sees_what_another_worker_published(volume: Path) -> None:
+    known = put(volume, "known")
+    listing = Listing(volume)
+    path, orphan = put(volume, "new"), put(volume, "orphan")
+    for at in (known, path, orphan):
+        manifest = manifests.new(SHA, at.stat(), "https://h/new", "sd1", "")
+        manifests.write(volume, layout.manifest_path(volume, Kind.LORA, at), manifest)
+    orphan.unlink()
+
+    listing.glance(Kind.LORA)
+
+    assert names(listing) == ["known", "new"]
+    assert [model.name for model in listing.current.with_digest(Kind.LORA, SHA)] == ["new"]
+
+
+def test_what_another_worker_wrote_since_is_not_lost_by_a_change(volume: Path) -> None:
+    path = put(volume, "x")
+    listing, other = Listing(volume), Listing(volume)
+    manifest = manifests.new(SHA, path.stat(), "", "sd1", "")
+    listing.record(listing.current.files[path], manifest)
+    other.refresh()
+    stale = listing.current.files[path]
+    other.amend(
+        other.current.files[path], lambda known: manifests.with_sources(known, ["https://h/a"], 1.0)
+    )
+
+    listing.amend(stale, lambda known: manifests.with_sources(known, ["https://h/b"], 2.0))
+
+    for one in (listing, Listing(volume)):
+        told = one.current.files[path].manifest
+        assert told is not None
+        assert told.means == {"https://h/a": 1.0, "https://h/b": 2.0}
+
+
+def test_a_file_without_a_manifest_gets_none_by_a_change(volume: Path) -> None:
+    path = put(volume, "x")
+    listing = Listing(volume)
+
+    listing.amend(listing.current.files[path], lambda known: known)
+
+    assert manifests.names(volume, Kind.LORA) == frozenset()
+
+
+def test_what_is_seen_now_is_later_than_all_that_was_seen(volume: Path) -> None:
+    path = put(volume, "x")
+    listing = Listing(volume)
+    ahead = time.time() + 3600
+    manifest = manifests.new(SHA, path.stat(), "", "sd1", "")
+    manifest = manifests.with_sources(manifest, ["https://h/a"], ahead)
+    listing.record(listing.current.files[path], manifest)
+
+    assert listing.now(Kind.LORA, ["https://h/b"]) < ahead < listing.now(Kind.LORA, ["https://h/a"])

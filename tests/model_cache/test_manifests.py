@@ -86,22 +86,83 @@ def test_a_field_that_a_newer_worker_added_does_no_harm(tmp_path: Path, model: P
     text = manifest_of(model).model_dump_json().replace("{", '{"newer": [1], ', 1)
     (tmp_path / "m.json").write_text(text)
 
-    assert manifests.stored(tmp_path / "m.json") == manifest_of(model).model_copy(
-        update={"created": manifests.stored(tmp_path / "m.json").created}  # type: ignore[union-attr]
-    )
+    stored = manifests.stored(tmp_path / "m.json")
+    assert stored is not None
+    assert (stored.sha256, stored.source, stored.alias) == (SHA, "https://h/m", "alias")
 
 
 def test_further_sources_are_remembered_once_and_not_for_ever(model: Path) -> None:
-    manifest = manifest_of(model)
+    manifest = manifest_of(model).model_copy(update={"means": {"https://h/m": 1.0}})
 
     for number in range(100):
-        manifest = manifests.with_sources(manifest, [f"https://h/{number}"])
-        manifest = manifests.with_sources(manifest, [f"https://h/{number}"])
-    manifest = manifests.with_sources(manifest, ["https://h/m"])
-    manifest = manifests.with_sources(manifest, [""])
+        manifest = manifests.with_sources(manifest, [f"https://h/{number}", ""], 2.0)
+        manifest = manifests.with_sources(manifest, [f"https://h/{number}"], 2.0)
 
     assert manifest.source == "https://h/m"
-    assert manifest.also_from == tuple(f"https://h/{number}" for number in range(84, 100))
+    latest = {f"https://h/{number}": 2.0 for number in range(84, 100)}
+    assert manifest.means == {"https://h/m": 1.0, **latest}
+
+
+def test_a_source_is_known_by_the_last_time_that_it_was_seen(model: Path) -> None:
+    manifest = manifest_of(model).model_copy(update={"means": {"https://h/m": 2.0}})
+
+    assert manifests.with_sources(manifest, ["https://h/m"], 1.0) == manifest
+    later = manifests.with_sources(manifest, ["https://h/m"], 3.0)
+    assert later.means == {"https://h/m": 3.0}
+
+
+def test_a_file_keeps_its_origin_though_the_source_has_another_by_now(model: Path) -> None:
+    manifest = manifests.without_source(manifest_of(model), "https://h/m")
+
+    assert (manifest.source, manifest.means) == ("https://h/m", {})
+
+
+PLACE = "models/.worker/manifests/lora/x.json"
+
+
+def test_a_manifest_goes_ahead_of_the_name_of_its_file(volume: Path, model: Path) -> None:
+    place, manifest = volume / PLACE, manifest_of(model)
+    seen: list[Manifest | None] = []
+
+    def name() -> bool:
+        seen.append(manifests.stored(place))
+        return True
+
+    assert manifests.ahead(volume, place, manifest, name)
+
+    assert [*seen, manifests.stored(place)] == [manifest, manifest]
+    assert list(layout.tmp_folder(volume).iterdir()) == []
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["over another", "where none was"])
+def test_where_the_name_is_taken_the_manifest_of_before_is_back(
+    volume: Path, model: Path, *, before: bool
+) -> None:
+    place, manifest = volume / PLACE, manifest_of(model)
+    theirs = manifest.model_copy(update={"sha256": "b" * 64})
+    if before:
+        manifests.write(volume, place, theirs)
+
+    assert not manifests.ahead(volume, place, manifest, lambda: False)
+
+    assert manifests.stored(place) == (theirs if before else None)
+    assert list(layout.tmp_folder(volume).iterdir()) == []
+
+
+def test_a_manifest_that_another_wrote_since_is_not_taken_from_him(
+    volume: Path, model: Path
+) -> None:
+    place, manifest = volume / PLACE, manifest_of(model)
+    theirs = manifest.model_copy(update={"sha256": "b" * 64})
+    manifests.write(volume, place, manifest.model_copy(update={"sha256": "c" * 64}))
+
+    def name() -> bool:
+        manifests.write(volume, place, theirs)
+        return False
+
+    assert not manifests.ahead(volume, place, manifest, name)
+
+    assert manifests.stored(place) == theirs
 
 
 # Manifests that go.

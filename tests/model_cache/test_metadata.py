@@ -6,8 +6,13 @@ from typing import Any
 import pytest
 
 from model_cache.metadata import MAX_BODY_BYTES, ask
-from schemas.errors import JobCancelledError, SourceQuotaError, SourceUnavailableError
-from tests.model_cache.asking import asker_for
+from schemas.errors import (
+    DownloadBudgetExceededError,
+    JobCancelledError,
+    SourceQuotaError,
+    SourceUnavailableError,
+)
+from tests.model_cache.asking import asker_for, deaf
 from tests.model_cache.conftest import Hub
 
 
@@ -108,3 +113,31 @@ def test_a_packed_answer_is_unpacked(model_hub: Hub) -> None:
     model_hub.spoil(gzip=True)
 
     assert ask(asker_for(model_hub), url).fields == {"a": 1}
+
+
+def test_a_wait_ends_with_the_time_of_the_job(model_hub: Hub) -> None:
+    model_hub.spoil(times=9, status=503, retry_after="30")
+    asker = asker_for(model_hub)
+    started = time.monotonic()
+
+    def require() -> None:
+        if time.monotonic() - started > 0.3:
+            raise DownloadBudgetExceededError("The time is over.")
+
+    asker.web.require = require
+
+    with pytest.raises(DownloadBudgetExceededError):
+        ask(asker, f"{model_hub.url}/x")
+
+    assert time.monotonic() - started < 1
+
+
+def test_a_host_that_makes_no_connection_does_not_hold_a_cancelled_job(model_hub: Hub) -> None:
+    cancelled = threading.Event()
+    threading.Timer(0.2, cancelled.set).start()
+    started = time.monotonic()
+
+    with deaf() as url, pytest.raises(JobCancelledError):
+        ask(asker_for(model_hub, cancelled=cancelled), url)
+
+    assert time.monotonic() - started < 1

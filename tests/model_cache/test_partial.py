@@ -15,6 +15,8 @@ from schemas.errors import (
     DownloadIncompleteError,
     InvalidInputError,
     ModelCorruptError,
+    ModelIncompatibleError,
+    ModelUnsafeError,
     VolumeFullError,
     VolumeMissingError,
     WorkerError,
@@ -84,6 +86,27 @@ def test_what_another_try_can_use_is_left_and_nothing_else(
         fail(volume, error, saved=saved)
 
     assert names(volume) == left
+
+
+@pytest.mark.parametrize(
+    "error", [ModelCorruptError, ModelIncompatibleError, ModelUnsafeError], ids=lambda e: e.code
+)
+def test_what_was_copied_into_a_file_that_is_refused_goes_with_it(
+    volume: Path, error: type[WorkerError]
+) -> None:
+    used, unused = begun(volume), begun(volume)
+    for left in (used, unused):
+        left.close()
+
+    def copy_and_refuse() -> None:
+        with private_part(volume, "ab") as part:
+            part.used = [left for left in part.leftovers() if left.path == used.path]
+            raise error("x")
+
+    with pytest.raises(error):
+        copy_and_refuse()
+
+    assert {path.stem for path in layout.tmp_folder(volume).iterdir()} == {unused.path.stem}
 
 
 def test_what_was_left_is_found_with_what_its_journal_says(volume: Path) -> None:

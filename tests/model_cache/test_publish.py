@@ -1,6 +1,5 @@
 import errno
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -128,44 +127,8 @@ def test_a_second_name_that_is_taken_is_not_given(volume: Path) -> None:
     assert (volume / "b").read_bytes() == b"b"
 
 
-def test_only_old_leftovers_are_swept(volume: Path) -> None:
-    folder = layout.tmp_folder(volume)
-    folder.mkdir(parents=True)
-    old, young, other = (folder / name for name in ("old.part", "young.part", "note.txt"))
-    for path in (old, young, other):
-        path.write_bytes(b"x")
-    before = time.time() - publish.STALE_AFTER_S
-    os.utime(old, (before - 60, before - 60))
-    os.utime(other, (before - 60, before - 60))
-    os.utime(young, (before + 60, before + 60))
-
-    publish.sweep(volume)
-
-    assert set(folder.iterdir()) == {young, other}
-
-
-def test_a_part_is_as_old_as_its_journal(volume: Path) -> None:
-    folder = layout.tmp_folder(volume)
-    folder.mkdir(parents=True)
-    before = time.time() - publish.STALE_AFTER_S
-    ages = {"live.part": -60, "live.json": 60, "dead.part": -60, "dead.json": -60, "dead.new": -60}
-    for name, age in ages.items():
-        (folder / name).write_bytes(b"x")
-        os.utime(folder / name, (before + age, before + age))
-
-    publish.sweep(volume)
-
-    assert sorted(path.name for path in folder.iterdir()) == ["live.json", "live.part"]
-
-
 def test_a_part_that_somebody_deleted_is_told_from_a_refusal_of_the_disk(volume: Path) -> None:
     with pytest.raises(publish.PartLostError):
         publish.place(volume / "gone.part", volume / "m.safetensors")
 
     assert not (volume / "m.safetensors").exists()
-
-
-def test_sweeping_where_there_is_no_volume_is_no_failure(tmp_path: Path) -> None:
-    publish.sweep(tmp_path / "none")
-
-    assert not (tmp_path / "none").exists()

@@ -61,7 +61,7 @@ def test_the_view_shows_every_model(volume: Path) -> None:
             "sha256": None,
             "size_bytes": brought.stat().st_size,
             "base": "unknown",
-            "added": brought.stat().st_mtime,
+            "added": brought.stat().st_mtime_ns / 1e9,
             "last_used": None,
             "uses": 0,
             "pinned": False,
@@ -171,7 +171,10 @@ def test_five_thousand_models_are_written_in_a_moment(volume: Path) -> None:
     paths = [folder / f"{number}.safetensors" for number in range(5000)]
     seen = Inventory(
         volume,
-        {path: Found(Kind.LORA, path, folder, True, status, manifest, volume) for path in paths},
+        {
+            path: Found(Kind.LORA, path, folder, True, status, manifest, home=volume)
+            for path in paths
+        },
     )
     history = {path: Use(1.0, 1) for path in paths}
 

@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from model_cache import layout, manifests, pins
 from model_cache.listing import Listing
+from model_cache.partial import Part
 from model_cache.room import Room
 from model_cache.stillness import Stillness
 from model_cache.uses import Use, Uses
@@ -285,19 +287,141 @@ def test_two_fetches_of_one_worker_do_not_count_on_the_same_room(volume: Path, p
 
 @pytest.mark.usefixtures("three")
 def test_fetches_of_one_thing_count_once_and_dead_ones_not_at_all(volume: Path, part: Path) -> None:
-    clock = Clock()
-    here = room_on(volume, 5, clock=clock)
+    here = room_on(volume, 5)
     part.with_name("key.dead.part").write_bytes(bytes(5 * SIZE))
-    for name in ("other.1.part", "other.2.part"):
-        part.with_name(name).write_bytes(bytes(SIZE))
+    others = [part.with_name(name) for name in ("other.1.part", "other.2.part")]
+    for other in others:
+        other.touch()
+        os.truncate(other, SIZE)
 
     assert here.make(SIZE, part) == ()
     assert here.account().fetching_bytes == 6 * SIZE
-    for _ in range(3):
-        clock.now += 300
-        here.account()
+    for other in others:
+        os.utime(other, (time.time() - 180, time.time() - 180))
 
-    assert here.account().fetching_bytes == 0
+    assert here.account().fetching_bytes == 5 * SIZE
+
+
+@pytest.mark.usefixtures("three")
+def test_a_fetch_of_ours_that_ended_counts_with_what_it_takes_by_now(volume: Path) -> None:
+    here = room_on(volume, 5)
+    begun = Part(volume, "key")
+    with here.kept_for(begun):
+        here.make(2 * SIZE, begun.path)
+        begun.begin(2 * SIZE, '"x"')
+        begun.write(0, memoryview(bytes(4096)))
+        assert here.account().fetching_bytes == 2 * SIZE
+        begun.save([(0, 4096)])
+        begun.close()
+
+    assert here.account().fetching_bytes == 4096
+    other = Part(volume, "other")
+    assert here.make(int(1.9 * SIZE), other.path) == ()
+    other.delete()
+
+
+def dead_part(volume: Path, name: str, size: int) -> Path:
+    """Leave what a fetch wrote that died five hours ago."""
+    path = layout.tmp_folder(volume) / f"{name}.part"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for one, content in ((path, bytes(size)), (path.with_suffix(".json"), b"{}")):
+        one.write_bytes(content)
+        os.utime(one, (time.time() - 5 * 3600, time.time() - 5 * 3600))
+    return path
+
+
+def test_what_dead_fetches_left_goes_before_any_model(
+    volume: Path, three: list[Path], part: Path
+) -> None:
+    dead_part(volume, "other.dead", SIZE)
+    own = dead_part(volume, "key.dead", SIZE)
+    here = room_on(volume, 4)
+
+    assert here.make(SIZE, part) == ()
+
+    assert temporary(volume) == ["key.dead.json", own.name, part.name]
+    assert names(here.evict_for(2 * SIZE)) == ["a"]
+    assert temporary(volume) == [part.name]
+    assert three[0].exists()
+
+
+def test_what_dead_fetches_left_stays_while_there_is_room(volume: Path, part: Path) -> None:
+    dead_part(volume, "other.dead", SIZE)
+
+    assert room_on(volume, 2.5).make(SIZE, part) == ()
+
+    assert len(temporary(volume)) == 3
+
+
+def refuse_all(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_nothing_goes_where_workers_cannot_write_down_what_they_use(
+    volume: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = room_on(volume)
+    monkeypatch.setattr(Path, "write_text", refuse_all)
+
+    with pytest.raises(VolumeFullError, match="cannot write down") as raised:
+        here.evict_for(SIZE)
+
+    assert raised.value.details["evictable_bytes"] == 3 * SIZE
+    assert raised.value.details["free_bytes"] == SIZE
+    assert all(path.exists() for path in three)
+
+
+def test_on_a_disk_on_which_nothing_can_be_moved_a_model_goes_where_it_lies(
+    volume: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+    theirs, replaced = Uses(volume), three[0]
+    here = room_on(volume)
+
+    def refuse_moves(path: Path, to: Path) -> None:
+        if to.suffix == ".evicted":
+            if path == three[1]:
+                theirs.note(path)
+            if path == replaced:
+                path.write_bytes(b"what somebody uploads under that name")
+            refuse_all()
+        rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refuse_moves)
+
+    assert names(here.evict_for(1)) == ["c"]
+
+    assert there(volume) == ["a", "b"]
+    assert replaced.read_bytes() == b"what somebody uploads under that name"
+    assert "c.safetensors.json" not in manifests.names(volume, Kind.LORA)
+
+
+def test_a_manifest_that_cannot_be_moved_either_is_left_to_be_pruned(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(volume, "x", 1)
+    here = room_on(volume)
+    monkeypatch.setattr(Path, "rename", refuse_all)
+
+    assert names(here.evict_for(1)) == ["x"]
+
+    assert there(volume) == []
+    assert manifests.names(volume, Kind.LORA) == {"x.safetensors.json"}
+
+
+def test_a_move_that_is_refused_for_another_reason_is_an_error(
+    volume: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    here = room_on(volume)
+    monkeypatch.setattr(Path, "rename", refuse)
+
+    with pytest.raises(VolumeError, match="Read-only"):
+        here.evict_for(1)
+
+    assert all(path.exists() for path in three)
 
 
 # What happens in the moment of an eviction.
@@ -355,7 +479,8 @@ def test_where_the_records_of_use_cannot_be_read_nothing_goes(
     volume: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hide_records(_: Path) -> None:
-        if not layout.uses_folder(volume).exists():
+        if layout.uses_folder(volume).is_dir():
+            layout.uses_folder(volume).rename(volume / "elsewhere")
             layout.uses_folder(volume).write_text("a file")
 
     with when_moved(monkeypatch, hide_records), pytest.raises(VolumeError):

@@ -137,3 +137,13 @@ def test_settings_that_make_no_url_are_told(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(InvalidInputError, match="ProfileNotFound"):
         s3.resolve(Reference("bucket", "k"), SETTINGS)
+
+
+def test_signing_logs_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    settings = CacheSettings.model_validate({**KEYS, "s3_session_token": "temporary-token"})
+
+    with caplog.at_level("DEBUG"):
+        signature = parse_qs(urlsplit(s3.resolve(Reference("b", "k"), settings).url).query)
+
+    for secret in ("temporary-token", "simulated-secret", signature["X-Amz-Signature"][0]):
+        assert secret not in caplog.text

@@ -22,6 +22,8 @@ class File:
     place: str
     sha256: str | None = None
     source: str = ""
+    autov3: str = ""
+    seen_at: float = 1.0
 
 
 def choice(ref: dict[str, str], *files: File) -> Choice:
@@ -34,6 +36,8 @@ def choice(ref: dict[str, str], *files: File) -> Choice:
         manifest = None
         if file.sha256 is not None:
             manifest = manifests.new(file.sha256, status, file.source, "sd1", "")
+            means = dict.fromkeys(manifest.means, file.seen_at)
+            manifest = manifest.model_copy(update={"autov3": file.autov3, "means": means})
         listed[path] = Found(Kind.LORA, path, folder, "/" not in file.place, status, manifest)
     asked = ModelRef.model_validate({"kind": Kind.LORA, **ref})
     keys = (asked.url,) if asked.url else ()
@@ -232,3 +236,23 @@ def test_a_name_that_is_not_here_is_answered_with_what_is(
 
 def test_a_file_among_several_of_that_stem_is_not_chosen_for_a_url() -> None:
     assert outcome(choice({"url": URL, "name": "x"}, File("a/x"), File("b/x"))) == ("fetch",)
+
+
+def test_an_autov3_with_a_url_prefers_the_file_of_that_url() -> None:
+    theirs = File("a", B, OTHER, autov3="0" * 12)
+    ref = {"url": URL, "hash": "0" * 12}
+
+    assert outcome(choice(ref, theirs, File("z", A, URL, autov3="0" * 12))) == ("use", "z", False)
+
+
+def test_an_autov3_is_no_proof_of_the_header_which_is_said() -> None:
+    chosen = choice({"url": URL, "hash": "0" * 12}, File("a", B, OTHER, autov3="0" * 12))
+
+    assert isinstance(chosen, Use)
+    assert "header was not compared" in chosen.warning
+
+
+def test_a_url_means_what_it_was_last_seen_to_give() -> None:
+    older, newer = File("a", B, URL, seen_at=1.0), File("b", A, URL, seen_at=2.0)
+
+    assert outcome(choice({"url": URL}, older, newer)) == ("use", "b", False)

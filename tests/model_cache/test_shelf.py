@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypothesis import given
@@ -15,7 +16,7 @@ HOME = Path("/v")
 class File:
     place: str
     claim: int | None = None
-    sources: tuple[str, ...] = ()
+    sources: Mapping[str, float] = field(default_factory=dict)
     sha256: str | None = None
     autov3: str = ""
 
@@ -37,7 +38,7 @@ def everything(shelf: Shelf[File]) -> list[object]:
     said: list[object] = [shelf.models]
     for text in texts:
         said += [shelf.named(text), shelf.spelled(text), shelf.alike(text)]
-        said += [shelf.with_digest(text), shelf.from_source(text)]
+        said += [shelf.with_digest(text), shelf.from_source(text), shelf.given_by(text)]
     return said
 
 
@@ -47,7 +48,7 @@ files = st.builds(
         ["ours/x", "ours/a_x", "ours/y", "ours/X", "Lora/x", "Lora/a/x", "Lora/b/x", "Lora/y"]
     ),
     claim=st.none(),
-    sources=st.sampled_from([(), ("u",), ("u", "w")]),
+    sources=st.sampled_from([{}, {"u": 1.0}, {"u": 2.0, "w": 1.0}]),
     sha256=st.sampled_from([None, "ab" * 32, "cd" * 32]),
 ).map(
     lambda file: File(
@@ -99,7 +100,7 @@ def test_a_file_whose_stem_is_a_path_of_another_gets_it() -> None:
 
 
 def test_a_model_is_known_by_every_form_of_its_hash() -> None:
-    shelf = Shelf.of([File("ours/x", 1, (), "ab" * 32, "0123456789cd")])
+    shelf = Shelf.of([File("ours/x", 1, {}, "ab" * 32, "0123456789cd")])
 
     for digest in ("ab" * 32, "ab" * 5, "ab" * 6, "0123456789cd"):
         assert [model.name for model in shelf.with_digest(digest)] == ["x"]
@@ -117,3 +118,21 @@ def test_a_published_file_that_is_called_otherwise_is_in_the_way_all_the_same() 
     shelf = Shelf.of([File("baked/x", 0), File("ours/x", 1)])
 
     assert {model.name for model in shelf.alike("X")} == {"x", "ours_x"}
+
+
+def test_a_source_means_what_it_was_last_seen_to_give() -> None:
+    old, new = File("ours/x", sources={"u": 1.0, "w": 1.0}, sha256="aa"), "ours/y"
+    shelf = Shelf.of([old, File(new, sources={"u": 2.0}, sha256="bb")])
+
+    assert [model.name for model in shelf.from_source("u")] == ["y"]
+    assert [model.name for model in shelf.given_by("u")] == ["x", "y"]
+    assert [model.name for model in shelf.from_source("w")] == ["x"]
+    assert (shelf.seen_at("u"), shelf.seen_at("w"), shelf.seen_at("v")) == (2.0, 1.0, 0.0)
+
+
+def test_a_source_means_all_names_of_the_bytes_that_it_gave() -> None:
+    names = [
+        File(f"ours/{name}", sources={"u": 1.0 + at}, sha256="aa") for at, name in enumerate("ab")
+    ]
+
+    assert [model.name for model in Shelf.of(names).from_source("u")] == ["a", "b"]

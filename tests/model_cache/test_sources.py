@@ -46,6 +46,15 @@ SETTINGS = CacheSettings(hf_token=SecretStr("hf-own"), civitai_token=SecretStr("
         ),
         pytest.param("https://h/m?st=2&sv=1", "https://h/m?st=2&sv=1", id="two letters, no signature"),
         pytest.param("https://cdn/m?Policy=p&Key-Pair-Id=k&Signature=s&Expires=1", "https://cdn/m", id="CloudFront"),
+        pytest.param("https://gitlab/m?private_token=s&job_token=s&oauth_token=s", "https://gitlab/m", id="GitLab"),
+        pytest.param("https://h/m?authkey=s&apitoken=s&userPassword=s&client-secret=s&Authorization=s", "https://h/m", id="secrets by other names"),
+        pytest.param("https://h/m?author=a&tokenizer=t&design=d", "https://h/m?author=a&design=d&tokenizer=t", id="names that only look like it"),
+        pytest.param("https://h/m?md5=s&expires=1", "https://h/m", id="nginx"),
+        pytest.param("https://h/m?st=s&e=1", "https://h/m", id="nginx, short"),
+        pytest.param("https://h/m?md5=a", "https://h/m?md5=a", id="a digest that may choose a file"),
+        pytest.param("https://h/m?verify=1484063787-9JQB8v", "https://h/m", id="Cloudflare"),
+        pytest.param("https://h/m?verify=yes", "https://h/m?verify=yes", id="no signature"),
+        pytest.param("https://h/m?hdnts=exp=1~hmac=2", "https://h/m", id="Akamai"),
         pytest.param("https://h/m?v=&a=1", "https://h/m?a=1&v=", id="order and blank values"),
     ],
 )  # fmt: skip
@@ -58,6 +67,24 @@ def test_a_parameter_called_key_tells_files_apart_without_being_kept() -> None:
 
     assert len(keys) == 2
     assert "AIzaSecret" not in "".join(keys)
+
+
+def test_what_a_url_hides_is_hidden_in_both_spellings_and_plain_words_are_not() -> None:
+    url = "https://user:pass-word@h/m?token=a%2Fsecret&type=Model&x=long-enough-to-be-one&e=1&key=AIza1"
+
+    hidden = urls.secrets(url)
+
+    assert set(hidden) == {
+        *("pass-word", "a/secret", "a%2Fsecret", "long-enough-to-be-one", "AIza1"),
+    }
+    assert hidden == sorted(hidden, key=len, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("https://h:443/a", "https://H/b"), ("http://h/", "http://h:80")]
+)
+def test_a_port_that_goes_without_saying_makes_no_other_origin(one: str, other: str) -> None:
+    assert urls.origin(one) == urls.origin(other)
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, blacklist_characters="#")))

@@ -1,17 +1,20 @@
+import errno
 import hashlib
 import itertools
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial as partial_of
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model_cache import magic, partial, stream, transfer
+from model_cache import crew, partial, stream, transfer, verify
 from model_cache.connections import Connections
 from model_cache.download import Allowance, Download
 from model_cache.limits import Limits, Watch
@@ -23,12 +26,16 @@ from schemas.errors import (
     InvalidInputError,
     JobCancelledError,
     ModelAccessDeniedError,
+    ModelIncompatibleError,
     ModelNotFoundError,
     ModelUnsafeError,
     SourceQuotaError,
     SourceUnavailableError,
+    VolumeFullError,
     WorkerError,
 )
+from schemas.model_ref import Kind
+from tests.model_cache.asking import deaf
 from tests.model_cache.conftest import Hub, settings_for
 
 SIZE = 300_000
@@ -189,8 +196,9 @@ def test_a_file_that_changes_between_two_tries_is_never_mixed(
 ) -> None:
     model_hub.spoil(cut=100_000)
 
-    def replace_it(_: bytes) -> None:
+    def replace_it(_: bytes) -> int:
         (model_hub.root / "m").write_bytes(other)
+        return 0
 
     fetch(url, look=replace_it)
 
@@ -277,10 +285,57 @@ def test_a_part_that_nobody_asked_for_is_not_taken_for_the_file(fetch: Fetcher) 
 def test_first_bytes_that_come_in_crumbs_are_looked_at_together(fetch: Fetcher) -> None:
     looked: list[bytes] = []
 
+    def look(start: bytes) -> int:
+        looked.append(start)
+        return 0
+
     with canned(answer("200 OK", BYTES[:3000], "Content-Length: 3000")) as host:
-        fetch(host.url, look=looked.append)
+        fetch(host.url, look=look)
 
     assert looked == [BYTES[: stream.FIRST_BYTES]]
+
+
+def test_more_first_bytes_are_looked_at_as_often_as_they_are_asked_for(
+    fetch: Fetcher, url: str
+) -> None:
+    looked: list[bytes] = []
+    wanted = iter([5000, 70_000, 0])
+
+    def look(start: bytes) -> int:
+        looked.append(start)
+        return next(wanted)
+
+    fetch(url, look=look)
+
+    assert looked == [BYTES[:size] for size in (stream.FIRST_BYTES, 5000, 70_000)]
+
+
+def test_more_first_bytes_than_there_are_are_never_looked_at(fetch: Fetcher, url: str) -> None:
+    looked: list[int] = []
+
+    def look(start: bytes) -> int:
+        looked.append(len(start))
+        return SIZE + 1
+
+    assert fetch(url, look=look).size_bytes == SIZE
+    assert looked == [stream.FIRST_BYTES]
+
+
+def test_what_is_not_worth_the_rest_ends_before_the_rest_came(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
+    (model_hub.root / "m").write_bytes(BYTES * 100)
+    model_hub.spoil(rate=4_000_000, times=-1)
+
+    def look(start: bytes) -> int:
+        if len(start) == SIZE:
+            raise ModelIncompatibleError("Another kind.")
+        return SIZE
+
+    with pytest.raises(ModelIncompatibleError):
+        fetch(url, look=look)
+
+    assert sum(request.bytes_sent for request in model_hub.requests) < SIZE * 50
 
 
 @pytest.mark.parametrize(
@@ -409,7 +464,7 @@ def test_a_pickle_is_refused_by_its_first_bytes(fetch: Fetcher, model_hub: Hub, 
     (model_hub.root / "m").write_bytes(b"PK\x03\x04" + BYTES * 100)
 
     with pytest.raises(ModelUnsafeError, match="zip archive"):
-        fetch(url, look=magic.refuse)
+        fetch(url, look=partial_of(verify.look, kind=Kind.LORA, called="m"))
 
     assert model_hub.requests[0].bytes_sent < SIZE * 100
 
@@ -432,6 +487,83 @@ def test_a_file_of_unsaid_size_is_stopped_at_the_limit(
         fetch(url, max_bytes=1000)
 
     assert len(fetch.got) <= 1000
+
+
+def test_room_is_made_for_what_came_of_a_file_of_unsaid_size(
+    fetch: Fetcher, model_hub: Hub, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "_ROOM_STEP_BYTES", 100_000)
+    model_hub.spoil(chunked=True, no_range=True)
+    roomed: list[int] = []
+
+    fetch(url, make_room=roomed.append)
+
+    assert roomed == sorted(roomed)
+    assert len(roomed) >= 3
+    assert max(after - before for before, after in itertools.pairwise([0, *roomed])) < 200_000
+    assert roomed[-1] == SIZE
+
+
+def test_a_file_of_unsaid_size_ends_where_there_is_no_room(
+    fetch: Fetcher, model_hub: Hub, url: str
+) -> None:
+    model_hub.spoil(chunked=True, no_range=True)
+    refused = VolumeFullError("No room.", budget_bytes=1)
+
+    def make_room(_: int) -> None:
+        raise refused
+
+    with pytest.raises(VolumeFullError) as caught:
+        fetch(url, make_room=make_room)
+
+    assert caught.value is refused
+
+
+def test_a_full_disk_tells_how_large_a_file_of_unsaid_size_may_become(
+    fetch: Fetcher, model_hub: Hub, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_hub.spoil(chunked=True, no_range=True)
+    write, roomed = os.pwrite, list[int]()
+
+    def full(handle: int, data: memoryview, offset: int) -> int:
+        if offset + len(data) > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+
+    with pytest.raises(VolumeFullError):
+        fetch(url, make_room=roomed.append)
+
+    assert len(roomed) == 1
+    assert 50_000 < roomed[0] <= 200_000
+
+
+def test_a_host_that_makes_no_connection_does_not_hold_a_cancelled_job(
+    fetch: Fetcher,
+) -> None:
+    cancelled = threading.Event()
+
+    with deaf() as url:
+        timer = threading.Timer(0.2, cancelled.set)
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(JobCancelledError):
+            fetch(url, cancelled=cancelled, stall_s=30)
+
+    assert time.monotonic() - started < 1
+    timer.join()
+
+
+def test_a_host_that_makes_no_connection_does_not_outlast_the_time_of_a_job(
+    fetch: Fetcher,
+) -> None:
+    started = time.monotonic()
+
+    with deaf() as url, pytest.raises(DownloadBudgetExceededError):
+        fetch(url, max_s=0.3, stall_s=30)
+
+    assert time.monotonic() - started < 1
 
 
 def test_a_silent_host_is_given_up(fetch: Fetcher, model_hub: Hub, url: str) -> None:
@@ -625,6 +757,23 @@ def test_no_error_shows_a_token_or_a_signature(
 
     shown = f"{caught.value.as_response()} {caught.value.__cause__!r} {caplog.text}"
     assert not any(secret in shown for secret in SECRETS)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "trusted"),
+    [
+        ({}, set()),
+        ({"hf_endpoint": "https://huggingface.co"}, set()),
+        (
+            {"s3_endpoint": "http://10.0.0.5:9000", "civitai_endpoint": "https://mirror.example/c"},
+            {("http", "10.0.0.5", 9000), ("https", "mirror.example", 443)},
+        ),
+    ],
+)
+def test_the_endpoints_that_the_operator_named_are_trusted(
+    volume: Path, endpoints: dict[str, str], trusted: set[object]
+) -> None:
+    assert Limits.of(settings_for(volume, **endpoints)).trusted_origins == trusted
 
 
 def test_limits_come_from_the_settings(volume: Path) -> None:

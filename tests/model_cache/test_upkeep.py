@@ -83,3 +83,15 @@ def test_workers_that_start_together_do_not_march_in_step() -> None:
 
     assert 69 < min(waits) < max(waits) <= 100
     assert max(waits) - min(waits) > 5
+
+
+def test_a_chore_may_be_done_soon_after_the_start_and_then_seldom() -> None:
+    done: list[float] = []
+    upkeep = Upkeep([Chore("x", 3600, lambda: done.append(0), first_s=0.02)])
+
+    upkeep.start()
+    wait_until(lambda: bool(done))
+    time.sleep(0.1)
+    upkeep.stop()
+
+    assert len(done) == 1

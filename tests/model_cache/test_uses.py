@@ -13,9 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_cache import layout
+from model_cache import cache, layout, uses
+from model_cache.age import DEAD_S
 from model_cache.uses import ALIVE_S, BEAT_S, KEEP_S, Use, Uses
+from schemas.errors import VolumeFullError
 from tests.conftest import ROOT
+from tests.model_cache.conftest import shelf_on
 
 # Arguments: volume, how many seconds the clock is ahead, and the path in use. Shows that it lives
 # ten times a second until it is killed.
@@ -36,9 +39,8 @@ while True:
 FOLDER = """
 import os, pathlib, signal, sys
 from model_cache import uses
-uses.ALIVE_S = 0
 pathlib.Path.unlink = lambda path, **_: (
-    path.name.endswith(".tmp") or os.kill(os.getpid(), signal.SIGKILL)
+    path.name.endswith(".history.json") and os.kill(os.getpid(), signal.SIGKILL)
 )
 uses.Uses(pathlib.Path(sys.argv[1])).fold()
 """
@@ -57,8 +59,8 @@ class Clock:
         """Let seconds pass while workers look at each other every ten of them."""
         for _ in range(int(seconds / BEAT_S)):
             self.now += BEAT_S
-            for uses in watched:
-                uses.others_in_use()
+            for worker in watched:
+                worker.others_in_use()
 
 
 @pytest.fixture
@@ -80,6 +82,17 @@ def shown(volume: Path) -> list[str]:
     (record,) = [path for path in records(volume) if not path.name.endswith(".history.json")]
     names: list[str] = json.loads(record.read_text())["in_use"]
     return names
+
+
+def aged(volume: Path, age_s: float) -> None:
+    """Make all records look as if they had been written so long ago."""
+    then = time.time() - age_s
+    for path in records(volume):
+        os.utime(path, (then, then))
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
 
 def test_others_know_of_a_use_before_the_file_is_looked_at(volume: Path, model: Path) -> None:
@@ -196,14 +209,57 @@ def test_a_worker_that_nobody_watched_for_a_minute_counts_as_living(
     volume: Path, model: Path, clock: Clock
 ) -> None:
     Uses(volume).note(model)
-    for path in records(volume):
-        os.utime(path, (0, 0))
+    aged(volume, DEAD_S - 60)
     ours = Uses(volume, clock=clock)
     assert ours.others_in_use() == {model}
 
     clock.now += 3600
 
     assert ours.others_in_use() == {model}
+
+
+@pytest.mark.parametrize("skew_s", [0, -3600, 3600, 360_000])
+def test_a_worker_that_died_two_hours_ago_uses_nothing_at_the_first_look(
+    volume: Path, model: Path, monkeypatch: pytest.MonkeyPatch, skew_s: float
+) -> None:
+    Uses(volume).note(model)
+    aged(volume, DEAD_S + 60)
+    Uses(volume).note(model.with_name("y.safetensors"))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + skew_s)
+
+    assert Uses(volume).others_in_use() == {model.with_name("y.safetensors")}
+
+    assert len(records(volume)) == 1
+
+
+def test_a_worker_that_wakes_up_while_its_record_is_deleted_keeps_it(
+    volume: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Uses(volume)
+    theirs.note(model.with_name("y.safetensors"))
+    aged(volume, DEAD_S + 60)
+    rename = Path.rename
+
+    def wake_up_first(path: Path, to: Path) -> None:
+        theirs.announce([model])
+        rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", wake_up_first)
+
+    assert model in Uses(volume).others_in_use()
+    assert len(records(volume)) == 1
+
+
+def test_a_record_of_the_dead_that_cannot_be_deleted_counts_for_nothing(
+    volume: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Uses(volume).note(model)
+    aged(volume, DEAD_S + 60)
+    monkeypatch.setattr(Path, "rename", refuse)
+
+    assert Uses(volume).others_in_use() == frozenset()
+    assert len(records(volume)) == 1
 
 
 @pytest.mark.slow
@@ -301,37 +357,125 @@ def ended_workers(volume: Path, *counts: int) -> None:
         os.utime(path, (two_days_ago, two_days_ago))
 
 
-def test_the_records_of_workers_that_ended_are_folded_into_one(
-    volume: Path, model: Path, clock: Clock
-) -> None:
+def test_the_records_of_workers_that_ended_are_folded_into_one(volume: Path, model: Path) -> None:
     ended_workers(volume, 3, 4, 5)
     layout.uses_folder(volume).joinpath("x.tmp").touch()
     os.utime(layout.uses_folder(volume) / "x.tmp", (0, 0))
     living = Uses(volume)
     living.note(model)
     living._save_history()
-    ours = Uses(volume, clock=clock)
+    ours = Uses(volume)
 
     ours.fold()
-    assert len(records(volume)) == 9
-    for _ in range(3):
-        clock.now += ALIVE_S
-        ours.fold()
+    ours.others_in_use()
 
     assert ours.history() == {model: Use(living.history()[model].last, 13)}
     mine, theirs = f"{ours.worker}.history.json", f"{living.worker}.history.json"
     assert {path.name for path in records(volume)} == {mine, theirs, f"{living.worker}.json"}
 
 
-def test_records_that_are_young_by_their_time_stay(volume: Path, model: Path, clock: Clock) -> None:
+def test_records_that_are_young_by_their_time_stay(volume: Path, model: Path) -> None:
     theirs = Uses(volume)
     theirs.note(model)
-    ours = Uses(volume, clock=clock)
-    for _ in range(10):
-        ours.fold()
-        clock.now += ALIVE_S
+    theirs._save_history()
+    aged(volume, DEAD_S - 60)
+    before = records(volume)
 
-    assert len(records(volume)) == 1
+    Uses(volume).fold()
+
+    assert records(volume) == before
+
+
+def test_of_thousands_of_histories_some_are_folded_at_a_time(
+    volume: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uses, "_MOST_FOLDED", 4)
+    ended_workers(volume, *range(1, 11))
+    Uses(volume).others_in_use()
+    ours = Uses(volume)
+
+    left = []
+    for _ in range(3):
+        ours.fold()
+        left.append(len(records(volume)))
+
+    # One of them is ours.
+    assert left == [7, 3, 1]
+    assert ours.history()[model].count == 55
+
+
+def test_what_others_did_is_read_once_a_minute(volume: Path, model: Path, clock: Clock) -> None:
+    ended_workers(volume, 3)
+    ours = Uses(volume, clock=clock)
+    assert ours.history()[model].count == 3
+    ended_workers(volume, 4)
+
+    clock.now += 59
+    ours.note(model)
+    assert ours.history()[model].count == 4
+    clock.now += 1
+    assert ours.history()[model].count == 8
+
+    ours.fold()
+    assert ours.history()[model].count == 8
+
+
+def test_folding_leaves_time_for_the_other_chores(
+    volume: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended_workers(volume, *range(1, 6))
+    Uses(volume).others_in_use()
+    rename = Path.rename
+
+    def slowly(path: Path, to: Path) -> None:
+        clock.now += 2
+        rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", slowly)
+    Uses(volume, clock=clock).fold()
+
+    assert len(records(volume)) == 3
+
+
+def test_a_store_makes_its_record_when_it_starts_and_clears_up_soon(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_SOON_S", 0.1)
+    ended_workers(volume, 3, 4)
+    here = shelf_on(volume)
+
+    here.cache.start()
+    try:
+        assert here.cache.worker in {path.stem for path in records(volume)}
+        end = time.monotonic() + 5
+        while len(records(volume)) > 2:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        here.cache.close()
+
+    (history,) = records(volume)
+    assert history.name == f"{here.cache.worker}.history.json"
+
+
+def test_a_worker_that_uses_nothing_touches_its_files_now_and_then(
+    volume: Path, model: Path, clock: Clock
+) -> None:
+    mine = Uses(volume, clock=clock)
+    mine.note(model)
+    mine._save_history()
+    clock.now += KEEP_S
+    mine.beat()
+    aged(volume, DEAD_S + 60)
+
+    clock.now += 590
+    mine.beat()
+    assert all(time.time() - path.stat().st_mtime > DEAD_S for path in records(volume))
+    clock.now += 10
+    mine.beat()
+
+    assert len(records(volume)) == 2
+    assert all(time.time() - path.stat().st_mtime < 60 for path in records(volume))
 
 
 @pytest.mark.slow
@@ -347,7 +491,12 @@ def test_a_worker_killed_while_it_takes_over_a_history_loses_no_use(
 
     assert killed.returncode == -9
     use = Uses(volume).history()[model]
-    assert (use.last, use.count) in ((1001.0, 10), (1001.0, 11))
+    assert (use.last, use.count) == (1001.0, 14)
+    for path in records(volume):
+        os.utime(path, (0, 0))
+    ours = Uses(volume)
+    ours.fold()
+    assert [path.name for path in records(volume)] == [f"{ours.worker}.history.json"]
 
 
 def test_a_history_does_not_grow_for_ever(volume: Path) -> None:
@@ -426,14 +575,80 @@ def test_a_worker_on_a_full_volume_still_shows_that_it_lives(
     theirs, ours = Uses(volume, clock=clock), Uses(volume, clock=clock)
     theirs.note(model)
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-
     monkeypatch.setattr(Path, "write_text", refuse)
     for _ in range(20):
         clock.now += BEAT_S
         theirs.beat()
         assert ours.others_in_use() == {model}
+
+
+def test_on_a_volume_that_is_full_by_then_a_use_is_told_where_the_record_lies(
+    volume: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = Uses(volume)
+    theirs.begin()
+    (before,) = [path.stat() for path in records(volume)]
+    monkeypatch.setattr(Path, "write_text", refuse)
+
+    theirs.note(model)
+    theirs.require_heard()
+
+    (after,) = [path.stat() for path in records(volume)]
+    assert Uses(volume).others_in_use() == {model}
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+    assert caplog.messages == []
+
+
+def test_what_does_not_fit_into_the_record_of_a_full_volume_is_no_half_record(
+    volume: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = Uses(volume)
+    theirs.note(model)
+    aged(volume, DEAD_S + 60)
+    monkeypatch.setattr(Path, "write_text", refuse)
+
+    theirs.announce(model.with_name(f"{number:0200}.safetensors") for number in range(100))
+
+    assert Uses(volume).others_in_use() == {model}
+    assert len(caplog.messages) == 1
+    with pytest.raises(VolumeFullError):
+        theirs.require_heard()
+
+
+def test_a_record_that_was_moved_away_while_it_was_overwritten_was_not_heard(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Uses(volume)
+    theirs.begin()
+    (path,) = records(volume)
+    pwrite = os.pwrite
+
+    def moved_meanwhile(handle: int, data: bytes, offset: int) -> int:
+        path.rename(path.with_suffix(".tmp"))
+        return pwrite(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", moved_meanwhile)
+    monkeypatch.setattr(Path, "write_text", refuse)
+
+    with pytest.raises(VolumeFullError):
+        theirs.require_heard()
+
+
+def test_a_record_that_is_read_while_it_is_overwritten_is_read_again(
+    volume: Path, model: Path
+) -> None:
+    theirs = Uses(volume)
+    theirs.note(model)
+    (path,) = records(volume)
+    whole = path.read_text()
+    path.write_text(whole[:40])
+
+    mend = threading.Timer(0.002, path.write_text, (whole,))
+    mend.start()
+    try:
+        assert Uses(volume).others_in_use() == {model}
+    finally:
+        mend.join()
 
 
 def test_threads_that_note_and_hold_at_random_lose_nothing(volume: Path) -> None:

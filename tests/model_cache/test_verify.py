@@ -141,3 +141,44 @@ def test_a_safetensors_file_that_is_called_a_pickle_is_refused_with_its_right_na
 def test_a_file_that_cannot_be_read_is_an_error_of_the_volume(tmp_path: Path) -> None:
     with pytest.raises(VolumeMissingError):
         verify.inspect(tmp_path / "m", Kind.LORA, "m")
+
+
+def looked_at(content: bytes, kind: Kind, *allowed: Kind) -> list[int]:
+    """Look at a file as it comes; return how many bytes were seen each time."""
+    seen = [512]
+    while more := verify.look(content[: seen[-1]], kind, "m", allow_pickle=allowed):
+        seen.append(more)
+    return seen
+
+
+def test_a_header_is_judged_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    models.write_lora(tmp_path / "m", seed="m")
+    content = (tmp_path / "m").read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+
+    assert looked_at(content, Kind.LORA) == [512, end]
+    with pytest.raises(ModelIncompatibleError, match="is a model of kind lora, not vae"):
+        looked_at(content[:end], Kind.VAE)
+    with pytest.raises(ModelCorruptError, match="not JSON"):
+        looked_at(content[: end - 1] + b"?", Kind.LORA)
+
+
+def test_a_header_that_cannot_be_is_refused_by_its_length() -> None:
+    with pytest.raises(ModelCorruptError, match="longer than 100 MB"):
+        looked_at(b"\xff" * 600, Kind.LORA)
+
+
+def test_a_header_that_is_too_long_to_keep_in_memory_passes_for_now() -> None:
+    length = (8 << 20) + 1
+
+    assert looked_at(length.to_bytes(8, "little") + b"{" * 600, Kind.LORA) == [512]
+
+
+def test_a_short_file_and_a_pickle_that_is_allowed_pass_for_now(tmp_path: Path) -> None:
+    path = tmp_path / "m.pth"
+    write_pickle(path, seed="m")
+
+    assert looked_at(b"short", Kind.LORA) == [512]
+    assert looked_at(path.read_bytes(), Kind.UPSCALER, Kind.UPSCALER) == [512]
+    with pytest.raises(ModelUnsafeError):
+        looked_at(path.read_bytes(), Kind.UPSCALER)

@@ -1,12 +1,16 @@
+import socket
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
+from model_cache import guard
 from model_cache.answers import TryAgainError
+from model_cache.urls import origin
 from model_cache.web import Web
 from schemas.errors import InvalidInputError, JobCancelledError
+from tests.model_cache.asking import deaf
 from tests.model_cache.conftest import Hub
 
 
@@ -94,3 +98,78 @@ def test_a_closed_web_opens_no_connection(model_hub: Hub, url: str) -> None:
         asking.ask(url)
 
     assert model_hub.requests == []
+
+
+def guarded(*trusted: str) -> Web:
+    return Web(stall_s=5, require=anything, trusted_origins=frozenset(map(origin, trusted)))
+
+
+def test_a_trusted_origin_may_be_private_and_without_tls(url: str) -> None:
+    asking = guarded(url)
+
+    with asking.watching():
+        assert asking.ask(url).response.content == b"0123456789"
+        again = asking.ask_again(url, "", {"Range": "bytes=3-4"})
+        assert again.response.content == b"34"
+
+
+def test_a_trusted_origin_may_redirect_within_itself(model_hub: Hub, url: str) -> None:
+    model_hub.spoil(redirect=url, path="/start")
+    asking = guarded(url)
+
+    with asking.watching():
+        assert asking.ask(url.replace("/m", "/start")).response.content == b"0123456789"
+
+
+def test_another_port_of_a_trusted_host_is_not_trusted(url: str) -> None:
+    trusted = url.rpartition(":")[0] + ":1"
+
+    with pytest.raises(InvalidInputError):
+        guarded(trusted).ask(url)
+
+
+def test_where_a_trusted_origin_redirects_to_is_not_trusted(model_hub: Hub, url: str) -> None:
+    elsewhere = url.replace("127.0.0.1", "localhost")
+    model_hub.spoil(redirect=elsewhere, path="/start")
+
+    with pytest.raises(InvalidInputError):
+        guarded(url, elsewhere).ask(url.replace("/m", "/start"))
+
+    assert [request.path for request in model_hub.requests] == ["/start"]
+
+
+def test_a_redirect_to_a_trusted_origin_opens_nothing_for_another(
+    model_hub: Hub, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "is_public", "::1".__eq__)
+    asking = guarded(url)
+    asking._schemes = {"http"}  # There is no public host here that has a certificate.
+    assert asking.ask(url).response.content == b"0123456789"  # A connection is kept.
+
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as public:
+
+        def lead_back() -> None:
+            connection, _ = public.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(f"HTTP/1.1 302 Found\r\nLocation: {url}\r\n\r\n".encode())
+
+        leading = threading.Thread(target=lead_back, daemon=True)
+        leading.start()
+        with pytest.raises(InvalidInputError, match=r"127\.0\.0\.1.* not at a public address"):
+            asking.ask(f"http://[::1]:{public.getsockname()[1]}/m")
+        leading.join()
+
+    assert len(model_hub.requests) == 1
+    asking.close()
+
+
+def test_a_host_that_makes_no_connection_does_not_hold_a_web_that_is_closed() -> None:
+    asking = web()
+    threading.Timer(0.2, asking.close).start()
+    started = time.monotonic()
+
+    with deaf() as url, pytest.raises(TryAgainError):
+        asking.ask(url)
+
+    assert time.monotonic() - started < 1

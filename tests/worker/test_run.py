@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from model_cache.cache import ModelCache
+from model_cache.uses import Uses
 from schemas.errors import (
     BackendCrashedError,
     BackendFailedError,
@@ -178,6 +179,30 @@ def test_a_lora_named_by_a_tag_alone_is_among_the_models(world: World) -> None:
         ("checkpoint", "a"),
         ("lora", "detail"),
     ]
+
+
+def test_words_of_a_prompt_fetch_nothing(world: World, tmp_path: Path) -> None:
+    """Not even from Hugging Face, which a `checkpoint` or a `loras` entry of that name would."""
+    with running("hub", "--root", tmp_path) as hub:
+        cache = CacheSettings(
+            volume=world.models.parent, allow_private_hosts=True, hf_endpoint=hub.url
+        )
+        webui = WebuiSettings(port=int(world.webui.url.rpartition(":")[2]), links=tmp_path / "l")
+        fresh = World(runner(Settings(cache=cache, webui=webui)), world.webui, world.models)
+
+        with pytest.raises(ModelNotFoundError):
+            fresh.run(prompt="a cat <lora:org/repo:1>")
+
+        assert hub.get("/simulator/journal")["requests"] == []
+
+
+def test_the_models_of_a_job_are_shown_to_be_in_use(world: World) -> None:
+    others = Uses(world.models.parent)
+
+    world.run(prompt="a cat <lora:detail:0.5>", vae="soft")
+
+    names = {path.stem for path in others.others_in_use()}
+    assert {"a", "detail", "soft"} <= names
 
 
 def test_overrides_may_name_the_checkpoint(world: World) -> None:
