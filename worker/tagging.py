@@ -148,12 +148,9 @@ def lora_by_name(cache: ModelCache, ensure: Callable[[str], CachedModel], name: 
         InvalidInputError: several have it as their alias; A1111 would apply none of them.
     """
     parse_ref({"name": name}, Kind.LORA, "prompt")  # it goes where file names go
-    try:
-        return ensure(name)
-    except ModelNotFoundError:
-        found = [model for model in aliased(cache) if model.alias == name]
-        if not found:
-            raise
+    # By what is known: to look for a file of that name anew takes a scan of the volume.
+    is_file = cache.find(Kind.LORA, name) is not None
+    found = [] if is_file else [model for model in aliased(cache) if model.alias == name]
     if len(found) > 1:
         files = ", ".join(f"`{model.name}`" for model in found)
         raise InvalidInputError(
@@ -161,7 +158,7 @@ def lora_by_name(cache: ModelCache, ensure: Callable[[str], CachedModel], name: 
             hint="Write the file's name.",
             field="prompt",
         )
-    return found[0]
+    return ensure(found[0].name if found else name)
 
 
 def aliased(cache: ModelCache) -> list[CachedModel]:
