@@ -26,8 +26,8 @@ from benchmarks.first_hit import hit_s
 from benchmarks.report import Aim, as_line, milliseconds, percentile, table
 from benchmarks.scratch import scratch
 from benchmarks.stock import Stock, stocked
-from model_cache import layout
 from model_cache.cache import ModelCache
+from model_cache.volume import layout
 from schemas.model_ref import ModelRef
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from model_cache import layout, manifests, sources
+from model_cache import sources
+from model_cache.volume import layout, manifests
 from schemas.model_ref import Kind, ModelRef
 from schemas.settings import CacheSettings
 from simulator import models

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from model_cache import checkup, doctor, prune, pull, show
-from model_cache.console import Console
-from model_cache.disk import require_volume
+from model_cache.cli import checkup, doctor, prune, pull, show
+from model_cache.cli.console import Console
+from model_cache.volume.disk import require_volume
 from schemas.errors import InvalidInputError, WorkerError
 from schemas.model_ref import Kind
 from schemas.settings import CacheSettings, Settings, SettingsError

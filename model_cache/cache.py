@@ -14,25 +14,27 @@ from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
-from model_cache import lease, leftovers, manifests, pins, registry, sources
-from model_cache.account import Account
-from model_cache.aliases import Aliases
-from model_cache.disk import remember_volume
-from model_cache.download import Allowance
-from model_cache.evict import Victim
+from model_cache import sources
+from model_cache.engine.download import Allowance
 from model_cache.fetching import Fetching
-from model_cache.inventory import Inventory
-from model_cache.listing import Listing
+from model_cache.hosts.aliases import Aliases
 from model_cache.models import CachedModel, CacheInfo, Ensured, Progress
 from model_cache.presence import Presence
-from model_cache.registry import Registry
-from model_cache.room import Room
 from model_cache.selection import Wanted
+from model_cache.sharing import lease, leftovers, pins
+from model_cache.sharing.account import Account
+from model_cache.sharing.evict import Victim
+from model_cache.sharing.room import Room
+from model_cache.sharing.stillness import Stillness
+from model_cache.sharing.upkeep import Chore, Upkeep
+from model_cache.sharing.uses import BEAT_S, Use, Uses
 from model_cache.sources import Reference
-from model_cache.stillness import Stillness
 from model_cache.turns import Errand, Turns
-from model_cache.upkeep import Chore, Upkeep
-from model_cache.uses import BEAT_S, Use, Uses
+from model_cache.volume import manifests, registry
+from model_cache.volume.disk import remember_volume
+from model_cache.volume.inventory import Inventory
+from model_cache.volume.listing import Listing
+from model_cache.volume.registry import Registry
 from schemas.errors import (
     InvalidInputError,
     ModelAccessDeniedError,

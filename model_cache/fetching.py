@@ -12,23 +12,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from model_cache import layout, manifests, s3, selection, sources, transfer, verify
-from model_cache.arrival import Arrival, settle
-from model_cache.connections import Connections
-from model_cache.download import Download
-from model_cache.lease import Lease
-from model_cache.limits import Limits, Watch
-from model_cache.listing import Listing
-from model_cache.metadata import Asker
+from model_cache import selection, sources
+from model_cache.engine import transfer
+from model_cache.engine.connections import Connections
+from model_cache.engine.download import Download
+from model_cache.engine.limits import Limits, Watch
+from model_cache.engine.partial import Part, key_of, private_part
+from model_cache.hosts import s3
+from model_cache.hosts.metadata import Asker
 from model_cache.models import CachedModel, Ensured
-from model_cache.partial import Part, key_of, private_part
 from model_cache.presence import Presence, unrecognised
-from model_cache.publish import PartLostError
-from model_cache.room import Room
 from model_cache.selection import Wanted
+from model_cache.sharing.lease import Lease
+from model_cache.sharing.room import Room
+from model_cache.sharing.uses import Uses
 from model_cache.sources import Reference
 from model_cache.turns import Errand, in_turn
-from model_cache.uses import Uses
+from model_cache.volume import layout, manifests
+from model_cache.volume.arrival import Arrival, settle
+from model_cache.volume.listing import Listing
+from model_cache.volume.publish import PartLostError
+from model_cache.weights import verify
 from schemas.errors import VolumeBusyError, VolumeFullError
 from schemas.model_ref import HashForm, Kind, ModelRef, hash_form
 from schemas.settings import CacheSettings

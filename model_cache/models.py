@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from model_cache import layout
+from model_cache.volume import layout
 from schemas.model_ref import SUFFIX, Kind
 
 REPORT_EVERY_S = 0.25

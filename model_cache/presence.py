@@ -12,17 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from model_cache import hubcache, huggingface, layout, manifests, publish, selection, verify
-from model_cache.architecture import Nature
-from model_cache.disk import require_volume, volume_error
-from model_cache.inventory import Found
-from model_cache.lease import Lease
-from model_cache.listing import Listing
+from model_cache import selection
+from model_cache.hosts import hubcache, huggingface
 from model_cache.models import CachedModel, Ensured, Origin
 from model_cache.selection import Choice, Fetch, Hash, Link, Use, Wanted
+from model_cache.sharing.lease import Lease
+from model_cache.sharing.uses import Uses
 from model_cache.sources import Reference
 from model_cache.turns import Errand, Turns, in_turn
-from model_cache.uses import Uses
+from model_cache.volume import layout, manifests, publish
+from model_cache.volume.disk import require_volume, volume_error
+from model_cache.volume.inventory import Found
+from model_cache.volume.listing import Listing
+from model_cache.weights import verify
+from model_cache.weights.architecture import Nature
 from schemas.errors import (
     ModelCorruptError,
     ModelIncompatibleError,

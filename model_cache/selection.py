@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from model_cache import layout
-from model_cache.inventory import Inventory
 from model_cache.models import CachedModel, Origin
+from model_cache.volume import layout
+from model_cache.volume.inventory import Inventory
 from schemas.errors import ModelCorruptError, ModelNotFoundError
 from schemas.model_ref import SUFFIX, HashForm, Kind, ModelRef, hash_form
 

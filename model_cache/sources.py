@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
-from model_cache import civitai, huggingface, s3, urls
-from model_cache import tokens as token_table
-from model_cache.download import Download
-from model_cache.metadata import Asker
+from model_cache.engine.download import Download
+from model_cache.hosts import civitai, huggingface, s3, urls
+from model_cache.hosts import tokens as token_table
+from model_cache.hosts.metadata import Asker
 from schemas.model_ref import Kind
 from schemas.settings import CacheSettings
 

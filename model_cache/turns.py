@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from model_cache.download import Allowance
-from model_cache.lease import Lease
+from model_cache.engine.download import Allowance
 from model_cache.models import Progress
+from model_cache.sharing.lease import Lease
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from threading import Event, Lock
 from typing import Any
 
 from model_cache.cache import ModelCache
-from model_cache.download import Allowance
+from model_cache.engine.download import Allowance
 from model_cache.models import CachedModel, Ensured
 from schemas.errors import (
     JobCancelledError,

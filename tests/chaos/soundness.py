@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from model_cache import layout, lease, leftovers, manifests
 from model_cache.cache import ModelCache
-from model_cache.listing import Listing
-from model_cache.room import Room
-from model_cache.uses import Uses
+from model_cache.sharing import lease, leftovers
+from model_cache.sharing.room import Room
+from model_cache.sharing.uses import Uses
+from model_cache.volume import layout, manifests
+from model_cache.volume.listing import Listing
 from schemas.model_ref import SUFFIX, Kind
 from tests.model_cache.conftest import settings_for
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model_cache import layout
+from model_cache.volume import layout
 from schemas.errors import (
     VolumeBusyError,
     VolumeError,

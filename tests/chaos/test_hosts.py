@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from model_cache import guard, web
-from model_cache.guard import WebSession
+from model_cache.engine import guard, web
+from model_cache.engine.guard import WebSession
 from schemas.errors import (
     DownloadIncompleteError,
     InvalidInputError,

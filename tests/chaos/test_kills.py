@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from model_cache import layout
-from model_cache.partial import key_of
+from model_cache.engine.partial import key_of
+from model_cache.volume import layout
 from tests.chaos import syscalls
 from tests.chaos.conftest import MIB, Chaos, Model, World, wait_until
 from tests.chaos.soundness import require_right_bytes

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from model_cache import layout
+from model_cache.volume import layout
 from schemas.errors import InvalidInputError
 from schemas.model_ref import MAX_NAME_BYTES, Kind, parse_ref
 from tests.chaos.conftest import MIB, Chaos, World

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from model_cache import layout
+from model_cache.volume import layout
 from schemas.model_ref import Kind
 from tests.chaos.conftest import MIB, Chaos, World
 from tests.chaos.soundness import digest, private, visible

@@ -19,12 +19,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from model_cache import cache, fetching, uses
+from model_cache import cache, fetching
 from model_cache.cache import ModelCache
-from model_cache.lease import Lease
-from model_cache.limits import Limits
-from model_cache.metadata import Asker
-from model_cache.registry import Registry
+from model_cache.engine.limits import Limits
+from model_cache.hosts.metadata import Asker
+from model_cache.sharing import uses
+from model_cache.sharing.lease import Lease
+from model_cache.volume.registry import Registry
 from schemas.errors import WorkerError
 from schemas.model_ref import ModelRef
 from schemas.settings import CacheSettings

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model_cache.aliases import LOOK_EVERY_S
+from model_cache.hosts.aliases import LOOK_EVERY_S
 from simulator import models
 from simulator.pickles import write_pickle
 from tests.e2e.conftest import Stack, make_stack

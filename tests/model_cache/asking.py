@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from model_cache import sources
-from model_cache.download import Download
-from model_cache.metadata import Asker
-from model_cache.web import Web
+from model_cache.engine.download import Download
+from model_cache.engine.web import Web
+from model_cache.hosts.metadata import Asker
 from schemas.errors import JobCancelledError
 from schemas.model_ref import Kind
 from schemas.settings import CacheSettings

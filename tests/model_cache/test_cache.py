@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from model_cache import layout, manifests, publish, verify
 from model_cache.cache import ModelCache
-from model_cache.digests import Digests
 from model_cache.models import CachedModel, Ensured, Origin, Progress
+from model_cache.volume import layout, manifests, publish
+from model_cache.weights import verify
+from model_cache.weights.digests import Digests
 from schemas.errors import (
     JobCancelledError,
     ModelCorruptError,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from model_cache import layout, manifests, publish
-from model_cache.download import Allowance
+from model_cache.engine.download import Allowance
 from model_cache.models import Ensured, Origin
+from model_cache.volume import layout, manifests, publish
 from schemas.errors import DownloadBudgetExceededError, VolumeFullError
 from schemas.model_ref import Kind, ModelRef
 from simulator import models

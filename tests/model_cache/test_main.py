@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from model_cache import layout, manifests, pins, tables, uses
 from model_cache.__main__ import main
-from model_cache.console import Console
+from model_cache.cli import tables
+from model_cache.cli.console import Console
 from model_cache.models import Progress
-from model_cache.uses import Uses
+from model_cache.sharing import pins, uses
+from model_cache.sharing.uses import Uses
+from model_cache.volume import layout, manifests
 from schemas.model_ref import Kind
 from simulator import models
 from tests.conftest import ROOT

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from model_cache import publish, verify
-from model_cache.digests import Digests
 from model_cache.models import Ensured, Origin
+from model_cache.volume import publish
+from model_cache.weights import verify
+from model_cache.weights.digests import Digests
 from schemas.errors import ModelNotFoundError, VolumeError
 from schemas.model_ref import Kind, ModelRef
 from simulator import models
 from tests.model_cache.conftest import Hub, Shelf, shelf_on
-from tests.model_cache.test_hubcache import COMMIT
+from tests.model_cache.hosts.test_hubcache import COMMIT
 
 
 def put(volume: Path, name: str, folder: str = "loras", **how: Any) -> Path:
@@ -152,7 +153,9 @@ def test_a_second_name_can_be_evicted_though_its_giver_died(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(publish, "second_name", killed)
-    monkeypatch.setattr("model_cache.manifests.drop", lambda *_: True)  # It does not come to that.
+    monkeypatch.setattr(
+        "model_cache.volume.manifests.drop", lambda *_: True
+    )  # It does not come to that.
     with pytest.raises(KeyboardInterrupt):
         shelf.ensure(name="y", url=url)
     shelf.cache.close()

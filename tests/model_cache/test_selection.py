@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from model_cache import layout, manifests
-from model_cache.inventory import Found, Inventory
 from model_cache.selection import Choice, Fetch, Hash, Link, Use, Wanted, choose
+from model_cache.volume import layout, manifests
+from model_cache.volume.inventory import Found, Inventory
 from schemas.errors import ModelCorruptError, ModelNotFoundError
 from schemas.model_ref import Kind, ModelRef
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from model_cache import civitai, huggingface, s3, sources, tokens, urls
+from model_cache import sources
+from model_cache.hosts import civitai, huggingface, s3, tokens, urls
 from model_cache.sources import WebFile
 from schemas.errors import InvalidInputError, WorkerError
 from schemas.model_ref import Kind

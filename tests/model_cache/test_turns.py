@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from model_cache.download import Allowance
-from model_cache.lease import Lease
+from model_cache.engine.download import Allowance
+from model_cache.sharing.lease import Lease
 from model_cache.turns import Errand, Turns, in_turn
 from schemas.errors import DownloadBudgetExceededError, JobCancelledError
 

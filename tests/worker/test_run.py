@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from model_cache.cache import ModelCache
-from model_cache.uses import Uses
+from model_cache.sharing.uses import Uses
 from schemas.errors import (
     BackendCrashedError,
     BackendFailedError,

@@ -1,0 +1,1 @@
+"""Bytes from hosts into private files: over several connections, under guard, resumed."""

@@ -1,0 +1,1 @@
+"""Where a reference leads: what hosts say of a file before it is fetched."""
