@@ -39,10 +39,12 @@ def full(account: Account, free_bytes: int, budget_bytes: int | None) -> VolumeF
         if size
     )
     return VolumeFullError(
-        f"There is no room: {gigabytes(free_bytes)} would have to go, and "
+        f"There is no room{'' if budget_bytes else ' on the disk'}: {gigabytes(free_bytes)} would have "
+        f"to go, and "
         f"{gigabytes(account.evictable_bytes)} can ({stays or 'nothing else is there'}).",
-        hint="Delete or unpin models, or raise A1111_CACHE_BUDGET_GB if the volume is larger. "
-        "A model is in use for ten minutes after the last job that named it.",
+        hint="Delete or unpin models"
+        + (", or raise A1111_CACHE_BUDGET_GB if the volume is larger. " if budget_bytes else ". ")
+        + "A model is in use for ten minutes after the last job that named it.",
         **_figures(account, free_bytes, budget_bytes),
     )
 

@@ -6,7 +6,7 @@
     ├── cache_registry.json              a view for people and tools (registry.py)
     ├── aliases.json                     what people call which model, kept by them
     └── .worker/
-        ├── manifests/<kind>/<file>.json what is known of a file, written last (manifests.py)
+        ├── manifests/<kind>/<file>.json what is known of a file (manifests.py)
         ├── leases/                      who is fetching what at this moment
         ├── pins/                        models that are never evicted
         ├── tmp/<random>.part            private to one fetch; deleted after 24 h if left behind

@@ -132,12 +132,17 @@ def second_name(existing: Path, final: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk, where the file system can do that for a folder."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Bring the new name to the disk.
+
+    Where that cannot be done the name is there all the same, for everybody. It would be lost only if
+    the file system itself went down in this moment, and then the file is fetched again.
+    """
     try:
-        os.fsync(handle)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
         if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}:
-            raise
-    finally:
-        os.close(handle)
+            log.warning("The folder %s was not synced: %s", folder.name, error.strerror)
