@@ -211,8 +211,10 @@ class Fetching:
                 return self._attempt(order)
             except VolumeFullError as error:
                 size_bytes = order.size_bytes or 0
-                if error.details or size_bytes <= evicted_for:
+                if error.details:
                     raise  # The budget: whatever could go has gone.
+                if size_bytes <= evicted_for:
+                    raise self._room.refusal(size_bytes) from error
                 evicted = self._room.evict_for(size_bytes)
                 evicted_for = size_bytes
                 log.warning("The volume was full: %d models were evicted.", len(evicted))

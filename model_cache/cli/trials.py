@@ -105,10 +105,9 @@ def mount(volume: Path) -> Finding:
     best, said = "", "It is not known what is mounted here."
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
-        # Blanks and the like in a path are written as a backslash and three octal digits.
-        point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), fields.split()[4])
+        point = _plain(fields.split()[4])
         if place.is_relative_to(point) and len(point) >= len(best):
-            kind, source = rest.split()[:2]
+            kind, source = map(_plain, rest.split()[:2])
             best, said = point, f"{kind} of {source}, mounted at {point}."
     if best == "/":
         return Finding(
@@ -118,6 +117,11 @@ def mount(volume: Path) -> Finding:
             "No volume is mounted here: in a container, models are lost when it ends.",
         )
     return Finding("mount", Grade.GOOD, said)
+
+
+def _plain(text: str) -> str:
+    """Undo how the kernel writes blanks, `#` and the like: a backslash and three octal digits."""
+    return _OCTAL.sub(lambda code: chr(int(code[1], 8)), text)
 
 
 def _exclusive_names(folder: Path) -> _Verdict:

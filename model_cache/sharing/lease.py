@@ -198,7 +198,11 @@ class Lease:
         """Return a new file with a claim of ours, which nobody else reads."""
         path = self._folder / f"{self._name}.{token}.tmp"
         claim = {"version": 1, "token": token, "beat": beat, "note": self._note}
-        path.write_text(json.dumps(claim))
+        try:
+            path.write_text(json.dumps(claim))
+        except OSError:
+            path.unlink(missing_ok=True)  # On a full disk it is there, and empty.
+            raise
         return path
 
 

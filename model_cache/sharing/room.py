@@ -102,7 +102,9 @@ class Room:
         if size_bytes > budget:
             raise too_large(size_bytes, budget)
         with self._turn:
-            evicted = self._free(lambda account, _: account.taken_bytes + size_bytes - budget, part)
+            evicted, _ = self._free(
+                lambda account, _: account.taken_bytes + size_bytes - budget, part
+            )
             self._promises.give(part, size_bytes)
         return evicted
 
@@ -115,16 +117,32 @@ class Room:
             self._promises.end(part.path)
 
     def evict_for(self, size_bytes: int) -> tuple[Path, ...]:
-        """Evict at least this many bytes after the disk said that it is full; return what went.
+        """Evict this many bytes after the disk said that it is full, or as many as may go.
 
-        A volume may keep deleted bytes for a while, so this may not be enough: try once, not again.
+        How much is lacking nobody knows: some of it may be free. A volume may also keep deleted
+        bytes for a while. So try once, and give up with `refusal`.
 
         Raises:
-            VolumeFullError: that much cannot go, so nothing went; the figures are in its details.
+            VolumeFullError: nothing can go; the figures are in its details.
             VolumeError: the disk refused.
         """
+
+        def excess(account: Account, freed_bytes: int) -> int:
+            return min(size_bytes - freed_bytes, account.evictable_bytes)
+
         with self._turn:
-            return self._free(lambda _, freed_bytes: size_bytes - freed_bytes, None)
+            gone, freed_bytes = self._free(excess, None)
+        if freed_bytes == 0:
+            raise self.refusal(size_bytes)
+        return gone
+
+    def refusal(self, size_bytes: int) -> VolumeFullError:
+        """Return the error that a model of this size does not fit onto the disk, with the figures.
+
+        Raises:
+            VolumeError: the volume cannot be read.
+        """
+        return full(self.account(), size_bytes, self._budget_bytes)
 
     def prune(self, to_bytes: int) -> tuple[Path, ...]:
         """Evict until all models together take at most `to_bytes`; return what went.
@@ -134,7 +152,7 @@ class Room:
             VolumeError: the disk refused.
         """
         with self._turn:
-            return self._free(lambda account, _: account.models_bytes - to_bytes, None)
+            return self._free(lambda account, _: account.models_bytes - to_bytes, None)[0]
 
     def victims(self, to_bytes: int) -> tuple[Victim, ...]:
         """Return what `prune` would evict, and evict nothing.
@@ -174,8 +192,13 @@ class Room:
                 if self._aside.of(path, status.st_ino) >= _ABANDONED_S:
                     path.unlink(missing_ok=True)
 
-    def _free(self, excess: Callable[[Account, int], int], part: Path | None) -> tuple[Path, ...]:
-        """Evict until `excess` of the account, and of the bytes that went so far, is nothing."""
+    def _free(
+        self, excess: Callable[[Account, int], int], part: Path | None
+    ) -> tuple[tuple[Path, ...], int]:
+        """Evict until `excess` of the account, and of the bytes that went so far, is nothing.
+
+        Returns what went, and how many bytes, those of fetches that died included.
+        """
         gone: list[Path] = []
         freed_bytes = 0
         stayed: set[Path] = set()
@@ -189,7 +212,7 @@ class Room:
                 free_bytes = excess(account, freed_bytes)
             chosen = self._chosen(candidates, account, free_bytes)
             if not chosen:
-                return tuple(gone)
+                return tuple(gone), freed_bytes
             for victim in chosen:
                 went = [path for path in victim.paths if self._evict(path)]
                 gone += went

@@ -174,6 +174,22 @@ def test_the_least_recently_used_goes_with_its_manifest(volume: Path, part: Path
     assert temporary(volume) == [part.name]
 
 
+def test_on_a_full_disk_all_that_may_goes_where_more_is_asked_for(
+    volume: Path, three: list[Path]
+) -> None:
+    """A part of what is asked for may be free, so less may be enough."""
+    pins.pin(volume, Kind.LORA, "c")
+    here = room_on(volume)
+
+    assert sorted(names(here.evict_for(100 * SIZE))) == ["a", "b"]
+    with pytest.raises(VolumeFullError, match="no room on the disk") as raised:
+        here.evict_for(100 * SIZE)
+
+    assert there(volume) == ["c"]
+    assert raised.value.details["pinned_bytes"] == SIZE
+    assert three[2].exists()
+
+
 def test_use_by_any_worker_makes_a_model_recent(volume: Path, three: list[Path]) -> None:
     for path in three[:2]:
         ended = Uses(volume)
