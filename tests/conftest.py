@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--chaos",
         type=float,
-        default=0.05,
+        default=0.03,
         metavar="FACTOR",
         help="scale of the tests in tests/chaos: 1 for the figures of `make chaos`",
     )

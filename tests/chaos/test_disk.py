@@ -51,11 +51,11 @@ def fill(world: World, but_pages: int) -> None:
     ballast.write_bytes(bytes(free * PAGE))
 
 
-def refused(world: World, model: Model, digest: str = "") -> VolumeError | None:
+def refused(world: World, model: Model) -> VolumeError | None:
     """Ensure a model; return the error if the disk refuses, None if it is there."""
     shelf = world.shelf()
     try:
-        done = shelf.ensure(name="x", url=model.url, hash=digest)
+        done = shelf.ensure(name="x", url=model.url)
     except VolumeError as error:
         return error
     else:
