@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix` and `lock` only checks or runs.
-.PHONY: help run demo test lint types unit chaos bench-overhead bench-download bench-cache fix lock clean
+.PHONY: help run demo test tests-but-chaos tests-chaos lint types unit chaos bench-overhead bench-download bench-cache fix lock clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -13,11 +13,18 @@ run: $(READY)    ## do the job in test_input.json; pictures and JSON go to outpu
 demo: $(READY)   ## queue, model host, WebUI and worker on this machine; one request, twice
 	$(BIN)/python -m simulator.demo
 
-test: lint types $(READY)   ## what CI runs: lint, types, every test, coverage
+# At once, because the tests wait for processes and sockets more than they compute.
+test: $(READY)   ## what CI runs: lint, types, every test, coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(MAKE) --no-print-directory -j3 --output-sync=line lint types tests-but-chaos tests-chaos
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+tests-but-chaos: $(READY)
+	$(BIN)/coverage run -m pytest --ignore=tests/chaos
+
+tests-chaos: $(READY)
+	$(BIN)/coverage run -m pytest tests/chaos
 
 lint: $(READY)   ## style of Python and shell
 	$(BIN)/ruff format --check .

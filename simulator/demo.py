@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 OUTPUT = ROOT / "output"
 READY_S = 60.0
 LOOK_S = 0.1
+TWICE = 2
 MEGA = 1_000_000
 
 
@@ -52,7 +53,9 @@ def main() -> int:
         for file, copies in fetched.items():
             print(f"  {copies:g} x {file}")
         drawn = all(answer.get("images") for answer in answers)
-        return 0 if drawn and set(fetched.values()) == {1.0} else 1
+        # A little more than one: a connection that a busy machine keeps silent is asked again.
+        once = all(1 <= copies < TWICE for copies in fetched.values())
+        return 0 if drawn and once else 1
 
 
 def _write_models(hub: Path) -> dict[str, str]:
