@@ -54,10 +54,7 @@ def check(options: Namespace, settings: CacheSettings, console: Console) -> int:
         WorkerError: no model is called so, or the volume cannot be read.
     """
     cache, cancelled = ModelCache(settings), threading.Event()
-    if options.name:
-        models = lookup.named(cache, options.name, options.kind)
-    else:
-        models = lookup.listed(cache, options.kind)
+    models = lookup.meant(cache, options.name, options.kind)
     again = bool(options.all or options.name)
     total_bytes = sum(model.size_bytes for model in models if again and _record(settings, model))
     with console.bar("verify", total_bytes=total_bytes) as bar:
@@ -77,10 +74,7 @@ def adopt(options: Namespace, settings: CacheSettings, console: Console) -> int:
         WorkerError: no model is called so, or the volume cannot be read.
     """
     cache, cancelled = ModelCache(settings), threading.Event()
-    if options.name:
-        models = lookup.named(cache, options.name, options.kind)
-    else:
-        models = lookup.listed(cache, options.kind)
+    models = lookup.meant(cache, options.name, options.kind)
     # What is in the image has its manifest there, or cannot get one.
     unknown = [one for one in models if one.sha256 is None and one.origin is not Origin.BAKED]
     total_bytes = sum(model.size_bytes for model in unknown)

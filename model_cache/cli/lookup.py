@@ -30,6 +30,11 @@ def named(cache: ModelCache, names: Sequence[str], kind: Kind | None) -> list[Ca
     return list({model.path: model for model in models}.values())
 
 
+def meant(cache: ModelCache, names: Sequence[str], kind: Kind | None) -> list[CachedModel]:
+    """Return the models that are called so, or all of them where no name is given; see `named`."""
+    return named(cache, names, kind) if names else listed(cache, kind)
+
+
 def _one(cache: ModelCache, name: str, kind: Kind | None) -> CachedModel:
     kinds = [kind] if kind else list(Kind)
     found = [model for kind in kinds if (model := cache.find(kind, name)) is not None]
