@@ -8,7 +8,8 @@ WorkerError                        retry?   who must act
 │  ├─ MODEL_UNSAFE                          a pickle, a web page: not a safetensors file
 │  ├─ MODEL_INCOMPATIBLE                    an SDXL LoRA on an SD 1.x checkpoint
 │  ├─ OUTPUT_TOO_LARGE                      bytes and limit are in `details`
-│  └─ JOB_CANCELLED                         the caller asked for it; RunPod shows CANCELLED
+│  ├─ JOB_CANCELLED                         the caller asked for it; RunPod shows CANCELLED
+│  └─ JOB_TIMED_OUT                         it took longer than this endpoint gives a job
 ├─ SourceError                     yes      nobody; later
 │  ├─ SOURCE_UNAVAILABLE
 │  ├─ SOURCE_QUOTA
@@ -19,6 +20,7 @@ WorkerError                        retry?   who must act
 │  ├─ VOLUME_FULL
 │  ├─ VOLUME_BUSY                  yes
 │  └─ VOLUME_MISSING               yes
+├─ WORKER_STOPPED                  yes      nobody; another worker takes it
 ├─ BackendError                    yes      the worker mends itself, or is replaced
 │  ├─ BACKEND_CRASHED
 │  ├─ BACKEND_STALLED
@@ -122,6 +124,12 @@ class JobCancelledError(RequestError):
     code = "JOB_CANCELLED"
 
 
+class JobTimedOutError(RequestError):
+    """The job took longer than this endpoint gives one."""
+
+    code = "JOB_TIMED_OUT"
+
+
 class SourceError(WorkerError):
     """A place that we download from failed us."""
 
@@ -181,6 +189,13 @@ class VolumeMissingError(VolumeError):
     """The volume is not mounted, or went away."""
 
     code = "VOLUME_MISSING"
+    retryable = True
+
+
+class WorkerStoppedError(WorkerError):
+    """The platform stopped this worker before the job was done."""
+
+    code = "WORKER_STOPPED"
     retryable = True
 
 
