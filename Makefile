@@ -26,10 +26,11 @@ tests-but-chaos: $(READY)
 tests-chaos: $(READY)
 	$(BIN)/coverage run -m pytest tests/chaos
 
-lint: $(READY)   ## style of Python and shell
+lint: $(READY)   ## style of Python, shell and Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck start.sh .ci/run
+	$(BIN)/hadolint Dockerfile
 
 types: $(READY)  ## mypy --strict
 	$(BIN)/mypy .

@@ -24,7 +24,7 @@ WORKER = f"""#!{sys.executable}
 import json, os, sys
 if sys.argv[1] == "-m":
     os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
-options = dict(zip(sys.argv[3::2], map(int, sys.argv[4::2])))
+options = dict(zip(sys.argv[3:7:2], map(int, sys.argv[4:8:2])))
 with os.fdopen(options["--webui-log"]) as log:
     running = os.waitpid(options["--webui-pid"], os.WNOHANG) == (0, 0)
     open(os.environ["GO"], "w").close()
@@ -35,10 +35,14 @@ print(json.dumps({{"argv": sys.argv[1:], "pid": os.getpid(), "cwd": os.getcwd(),
     "code": os.waitstatus_to_exitcode(status)}}))
 """
 
-# In place of A1111's: says what it was given; when told to wait, ends when the worker has looked.
+# In place of A1111's: says what it was given; when told to wait, ends when the worker has looked. Asked
+# for its packages, it is the real interpreter with those that a test gave it.
 WEBUI = f"""#!{sys.executable}
 import json, os, sys, time
 from pathlib import Path
+if sys.argv[1] == "-c":
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent / "packages")
+    os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 print(json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd(), "environ": dict(os.environ)}}),
       flush=True)
 print("and on stderr", file=sys.stderr)
@@ -54,16 +58,18 @@ class Container:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for folder in ("webui", "volume", "elsewhere"):
+        for folder in ("webui", "volume", "elsewhere", "bin", "packages"):
             (root / folder).mkdir()
         (root / "webui" / "launch.py").touch()
         self.environ = {
-            "PATH": os.defpath,
+            "PATH": f"{root / 'bin'}:{os.defpath}",
             "WORKER_PYTHON": self.program("worker-python", WORKER),
             "WORKER_CACHE_DIR": str(root / "cache"),
             "WEBUI_DIR": str(root / "webui"),
             "WEBUI_PYTHON": self.program("webui-python", WEBUI),
             "WEBUI_DATA_DIR": str(root / "data"),
+            "WEBUI_HELPERS_DIR": str(root / "helpers"),
+            "WEBUI_HF_HOME": str(root / "huggingface"),
             "WEBUI_MALLOC": "",
             "A1111_CACHE_VOLUME": str(root / "volume"),
             "A1111_WEBUI_LINKS": str(root / "links"),
@@ -74,6 +80,18 @@ class Container:
         file.write_text(text)
         file.chmod(0o755)
         return str(file)
+
+    def gpu(self, mib: int = 24_564, name: str = "NVIDIA GeForce RTX 4090") -> None:
+        """Put a GPU into the machine: an `nvidia-smi` that lists it."""
+        listed = f"#!/bin/sh\necho '{name}, {mib}, 550.54.15'\necho asked >>{self.root}/asked\n"
+        self.program("bin/nvidia-smi", listed)
+
+    def torch(self, capability: tuple[int, int] | None, archs: list[str]) -> None:
+        """Put a torch into A1111's interpreter."""
+        text = "from types import SimpleNamespace as N\n__version__ = '2.1.2+cu121'\n"
+        text += f"version = N(cuda='12.1')\ncuda = N(is_available=lambda: {capability is not None},"
+        text += f" get_arch_list=lambda: {archs}, get_device_capability=lambda: {capability})\n"
+        (self.root / "packages" / "torch.py").write_text(text)
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -182,10 +200,10 @@ def test_a1111_does_not_outlive_a_killed_worker(container: Container) -> None:
     pid_file = container.root / "pid"
     container.program(
         "worker-python",
-        f"#!/bin/sh\n[ $1 = -m ] || {{ echo $4 >{pid_file}.new; mv {pid_file}.new {pid_file};"
-        " exec sleep 60; }\n",
+        f'#!/bin/sh\n[ $1 = -m ] && exec {sys.executable} "$@"\n'
+        f"echo $4 >{pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 60\n",
     )
-    container.program("webui-python", "#!/bin/sh\nexec sleep 60\n")
+    container.program("webui-python", "#!/bin/sh\n[ $1 = -c ] || exec sleep 60\n")
     with subprocess.Popen([START_SH], env=container.environ) as process:
         wait_for(pid_file.exists)
         child = Path("/proc") / pid_file.read_text().strip()
@@ -219,21 +237,17 @@ def test_a1111_starts_headless_in_its_own_folder_and_loads_nothing(container: Co
 
 
 def test_a1111_listens_on_loopback_whatever_the_flags_say(container: Container) -> None:
-    flags = flags_of(
-        container.webui(
-            A1111_WEBUI_FLAGS="--server-name 0.0.0.0 --port 1", A1111_WEBUI_PORT="3456"
-        )["argv"]
-    )
+    flags = flags_of(container.webui(A1111_WEBUI_PORT="3456")["argv"])
+    refused = container.run("webui", A1111_WEBUI_FLAGS="--server-name 0.0.0.0")
 
-    assert flags["--server-name"] == "127.0.0.1"
-    assert flags["--port"] == "3456"
+    assert (flags["--server-name"], flags["--port"]) == ("127.0.0.1", "3456")
+    assert refused.returncode == 78
 
 
 def test_an_empty_variable_is_an_absent_one(container: Container) -> None:
-    flags = flags_of(container.webui(A1111_WEBUI_PORT="", A1111_WEBUI_LINKS="")["argv"])
+    flags = flags_of(container.webui(A1111_WEBUI_PORT="")["argv"])
 
     assert flags["--port"] == "3000"
-    assert flags["--lora-dir"] == "/tmp/a1111-models/Lora"
 
 
 def test_a1111_is_shown_every_folder_of_links_and_no_other(container: Container) -> None:
@@ -313,7 +327,9 @@ def test_help_is_printed_on_request(container: Container) -> None:
     assert done.stdout.startswith("usage: start.sh")
 
 
-@pytest.mark.parametrize("arguments", [["check-everything"], ["webui", "--listen"], [""]])
+@pytest.mark.parametrize(
+    "arguments", [["check-everything"], ["webui", "--listen"], [""], ["check", "a", "b"]]
+)
 def test_an_unknown_word_is_refused_with_the_usage(
     container: Container, arguments: list[str]
 ) -> None:
@@ -321,3 +337,116 @@ def test_an_unknown_word_is_refused_with_the_usage(
 
     assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.startswith("usage: start.sh")
+
+
+def test_flags_of_the_sdk_reach_the_worker(container: Container) -> None:
+    done = container.run(
+        "worker", "--rp_serve_api", "--rp_api_host", "a b", GO=f"{container.root}/go"
+    )
+
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["argv"][-3:] == ["--rp_serve_api", "--rp_api_host", "a b"]
+
+
+def test_a_restart_has_the_same_flags_and_asks_nothing_again(container: Container) -> None:
+    container.gpu(mib=8192)
+    seen = container.worker()
+    first = json.loads(seen["lines"][0])["argv"]
+    (container.root / "bin" / "nvidia-smi").unlink()
+
+    again = container.webui(**seen["environ"], A1111_WEBUI_FLAGS="--no-half")["argv"]
+
+    assert "--medvram-sdxl" in first
+    assert again == first
+    assert (container.root / "asked").read_text() == "asked\n"
+
+
+def test_xformers_is_used_where_a1111s_interpreter_has_it(container: Container) -> None:
+    assert "--xformers" not in container.webui()["argv"]
+
+    (container.root / "packages" / "xformers").mkdir()
+    (container.root / "packages" / "xformers" / "__init__.py").write_text("raise RuntimeError")
+
+    assert "--xformers" in container.webui()["argv"]
+
+
+def test_an_a1111_on_the_network_volume_keeps_its_files_on_the_containers_disk(
+    container: Container,
+) -> None:
+    home = container.root / "volume" / "stable-diffusion-webui"
+    extension = home / "extensions" / "sd-webui-controlnet"
+    extension.mkdir(parents=True)
+    (home / "launch.py").touch()
+    (home / "config.json").write_text('{"samples_save": true}')
+    (home / "models" / "GFPGAN").mkdir(parents=True)
+    (home / "models" / "GFPGAN" / "GFPGANv1.4.pth").touch()
+
+    given = container.webui(WEBUI_DIR=str(home), WEBUI_DATA_DIR="")
+
+    data = container.root / "cache" / "webui"
+    assert given["cwd"] == str(home)
+    assert flags_of(given["argv"])["--data-dir"] == str(data)
+    assert "--controlnet-dir" in given["argv"]
+    assert (data / "extensions" / "sd-webui-controlnet").samefile(extension)
+    assert (data / "models" / "GFPGAN" / "GFPGANv1.4.pth").exists()
+    assert json.loads((data / "config.json").read_text())["samples_save"] is False
+    assert json.loads((home / "config.json").read_text()) == {"samples_save": True}
+
+
+def test_a1111s_caches_are_the_images_and_its_own(container: Container) -> None:
+    (container.root / "huggingface").mkdir()
+
+    seen = container.worker(SD_WEBUI_CACHE_DIR="/runpod-volume/cache")
+
+    given = json.loads(seen["lines"][0])["environ"]
+    assert given["HF_HOME"] == str(container.root / "huggingface")
+    assert seen["environ"]["HF_HOME"] == str(container.root / "cache" / "huggingface")
+    assert "SD_WEBUI_CACHE_DIR" not in given
+
+
+def test_forge_is_started_with_flags_that_it_has(container: Container) -> None:
+    container.gpu(mib=8192)
+
+    argv = container.webui(WEBUI_KIND="forge", A1111_WEBUI_ATTENTION="sdp")["argv"]
+
+    assert "--attention-pytorch" in argv
+    assert "--controlnet-dir" in argv
+    assert not {"--opt-sdp-attention", "--medvram", "--medvram-sdxl"} & set(argv)
+
+
+def said_by(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Return what `check` says of each subject, the last of several lines."""
+    said = {}
+    for line in done.stdout.splitlines():
+        subject, text = line.split(None, 1)
+        said[subject] = text
+    return said
+
+
+def test_a_check_of_a_sound_machine_is_fine_and_changes_nothing(container: Container) -> None:
+    container.gpu()
+    container.torch((8, 9), ["sm_80", "sm_86", "sm_90"])
+    (container.root / "webui" / "CHANGELOG.md").write_text("## 1.10.1\n\n### Bug Fixes:\n")
+    snapshot = container.root / "huggingface/hub/models--openai--clip-vit-large-patch14/snapshots/x"
+    snapshot.mkdir(parents=True)
+    (snapshot / "vocab.json").touch()
+
+    done = container.run("check")
+
+    said = said_by(done)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said["gpu"] == "NVIDIA GeForce RTX 4090, 25.8 GB, driver 550.54.15"
+    assert said["torch"] == "2.1.2+cu121, built for CUDA 12.1, kernels for sm_80 sm_86 sm_90"
+    assert said["webui"].startswith("a1111 1.10.1 in ")
+    assert "runpod 1.12.0" in said["worker"]
+    assert said["clip"] == f"openai/clip-vit-large-patch14 in {container.root}/huggingface"
+    assert said["flags"].endswith("--server-name 127.0.0.1 --port 3000")
+    assert not (container.root / "data").exists()
+    assert not (container.root / "links").exists()
+
+
+def test_a_check_passes_its_exit_code_on(container: Container) -> None:
+    done = container.run("check", "--json", A1111_WEBUI_VRAM="plenty")
+
+    assert done.returncode == 78
+    assert json.loads(done.stdout)["findings"][0]["subject"] == "settings"

@@ -1,21 +1,28 @@
-"""What is decided before A1111 starts: are the settings right, and what will A1111 find.
+"""What is decided before A1111 starts: are the settings right, what will A1111 find, how is it started.
 
-Two things are prepared. The folder of links gets its sub-folders (see worker/links.py), and
-`config.json` in A1111's data folder gets the options below:
+Four things are prepared, all on the container's disk:
 
-    {"disable_mmap_load_safetensors": true, "samples_save": false, …, whatever was there before}
+    <links>/Stable-diffusion/ Lora/ …     empty, for the worker's links (worker/links.py)
+    <links>/data                          -> A1111's data folder
+    <data>/config.json                    {"samples_save": false, …, whatever was there before}
+    <data>/models/GFPGAN/ …               links to helper weights (worker/helpers.py)
+    <data>/extensions  styles.csv         -> those beside A1111, if the data folder is another one
+    <command file>                        A1111's command line, each word ended by a NUL byte
 
-A key that is there already keeps its value. Knows nothing of the running A1111.
+A key that is in config.json already keeps its value. Knows nothing of the running A1111.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from schemas.settings import CacheSettings, Settings, SettingsError
+from schemas.settings import CacheSettings, Settings, SettingsError, WebuiSettings
+from worker import hardware, helpers, webui_flags
 from worker.links import FOLDERS
+from worker.places import DATA, Places
 
 # A value of the wrong type is taken at start and fails every later job, so the types are A1111's.
 # Source: recorded from A1111 1.10.1: get_options, options_wrong_type, txt2img_after_wrong_type_option.
@@ -30,67 +37,150 @@ OPTIONS: Mapping[str, bool | int | str] = {
     "save_write_log_csv": False,
     # A1111 would fetch http(s) URLs in a request by itself; what a job may fetch is ours to judge.
     "api_enable_requests": False,
-    # A second checkpoint kept in memory is a second checkpoint's worth of memory.
-    "sd_checkpoints_limit": 1,
+    # What is kept loaded costs the container's memory, not the GPU's.
+    "sd_checkpoints_keep_in_cpu": True,
     "sd_vae": "Automatic",
 }
+LIMIT = "sd_checkpoints_limit"
+
+# How many checkpoints stay loaded: one, and another for every 8 GB beyond the first 32. Each but the
+# one in use is in memory (SDXL: 6.9 GB), and loading another without mmap takes its file twice for a
+# moment, as bytes and as tensors; the programs themselves take about 4 GB. Source: A1111 1.10.1,
+# modules/sd_models.py, read_state_dict and reuse_model_from_already_loaded; the sizes are arithmetic.
+_FIRST_BYTES = 32 * 10**9
+_FURTHER_BYTES = 8 * 10**9
+_MOST_LOADED = 4
 
 # Flags that would undo what the rest relies on: flag -> why not.
 REFUSED_FLAGS = {
     "--server-name": "A1111 listens on 127.0.0.1 only",
     "--listen": "A1111 listens on 127.0.0.1 only",
     "--share": "A1111 listens on 127.0.0.1 only",
+    "--ngrok": "A1111 listens on 127.0.0.1 only",
     "--port": "A1111_WEBUI_PORT sets it",
     "--api-auth": "the worker sends no password to 127.0.0.1",
     "--subpath": "the worker knows A1111's own paths only",
     "--tls-keyfile": "the worker speaks plain HTTP to 127.0.0.1",
     "--data-dir": "WEBUI_DATA_DIR sets it",
+    "--models-dir": "the worker links models into A1111_WEBUI_LINKS",
     "--ckpt-dir": "the worker links models into A1111_WEBUI_LINKS",
     "--lora-dir": "the worker links models into A1111_WEBUI_LINKS",
     "--vae-dir": "the worker links models into A1111_WEBUI_LINKS",
     "--embeddings-dir": "the worker links models into A1111_WEBUI_LINKS",
+    "--vae-path": "the VAE of a job would be ignored",
     "--ui-settings-file": "config.json in WEBUI_DATA_DIR is what is prepared",
     "--freeze-settings": "A1111 would refuse the options of a job",
     "--disable-safe-unpickle": "a model file could run code",
 }
 
 
-def preflight(environ: Mapping[str, str], webui_dir: Path, data_dir: Path) -> list[str]:
-    """Prepare the folder of links and A1111's config.json; return what was found, in lines.
+def preflight(environ: Mapping[str, str], places: Places, command_file: Path) -> list[str]:
+    """Prepare what A1111 will read, and its command line; return what was found, in lines.
 
     Args:
         environ: the process's environment.
-        webui_dir: folder of A1111's launch.py.
-        data_dir: what A1111 is given as --data-dir; it reads `config.json` there.
+        places: where things are.
+        command_file: gets the command line; NUL bytes, as no word can hold one.
 
     Raises:
         SettingsError: one line per problem: a setting, a flag, A1111 or the volume that is not
             there, a config.json that A1111 could not live with.
     """
     settings = Settings.from_env(environ)
+    problems = wrong_with(settings, environ, places)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    data_dir = places.local_data_dir(settings.cache.volume)
+    argv = start_command(settings.webui, places, data_dir, environ)
+    limit = checkpoints_kept(settings.webui, hardware.memory_bytes())
+    try:
+        _prepare_folders(settings.webui.links, places.webui_dir, data_dir)
+        linked = helpers.link_helpers(
+            data_dir / "models", helper_sources(settings.cache, places, data_dir)
+        )
+        config = _configure(
+            data_dir / "config.json", limit, demanded=settings.webui.loaded_checkpoints is not None
+        )
+        _write(command_file, b"".join(os.fsencode(word) + b"\0" for word in argv))
+    except OSError as error:
+        raise SettingsError(f"{error.filename}: {error.strerror}.") from error
+    return [
+        f"webui   {settings.webui.kind} in {places.webui_dir}",
+        f"volume  {volume_line(settings.cache)}",
+        f"links   {settings.webui.links}",
+        f"data    {data_line(places, data_dir)}",
+        f"config  {config}",
+        f"helpers {linked} links made; missing: {missing_helpers(settings.webui.links) or 'none'}",
+        f"flags   {webui_flags.shown(argv)}",
+    ]
+
+
+def wrong_with(settings: Settings, environ: Mapping[str, str], places: Places) -> list[str]:
+    """Return what keeps A1111 from being started at all, a line each; touches nothing."""
     problems = [
         *_flag_problems("A1111_WEBUI_FLAGS", settings.webui.flags),
         # A1111 appends it to its command line. Source: A1111 1.10.1, modules/paths_internal.py.
         *_flag_problems("COMMANDLINE_ARGS", environ.get("COMMANDLINE_ARGS", "")),
     ]
-    if not (webui_dir / "launch.py").is_file():
-        problems.append(f"WEBUI_DIR: there is no A1111 in {webui_dir} (no launch.py).")
+    if not (places.webui_dir / "launch.py").is_file():
+        problems.append(f"WEBUI_DIR: there is no A1111 in {places.webui_dir} (no launch.py).")
+    if shutil.which(places.webui_python) is None:
+        problems.append(f"WEBUI_PYTHON: there is no interpreter at {places.webui_python}.")
     if settings.cache.require_volume and not settings.cache.volume.is_dir():
         problems.append(f"A1111_CACHE_VOLUME: {settings.cache.volume} is not mounted.")
-    if problems:
-        raise SettingsError("\n".join(problems))
-    try:
-        for folder in FOLDERS.values():
-            (settings.webui.links / folder).mkdir(parents=True, exist_ok=True)
-        config = _configure(data_dir / "config.json")
-    except OSError as error:
-        raise SettingsError(f"{error.filename}: {error.strerror}.") from error
-    return [
-        f"webui   {webui_dir}",
-        f"volume  {_volume_line(settings.cache)}",
-        f"links   {settings.webui.links}",
-        f"config  {config}",
-    ]
+    return problems
+
+
+def start_command(
+    webui: WebuiSettings, places: Places, data_dir: Path, environ: Mapping[str, str]
+) -> list[str]:
+    """Return A1111's command line; asks the machine for no more than the settings leave open."""
+    gpus = hardware.gpus() if webui.vram == "auto" and webui.kind == "a1111" else ()
+    machine = webui_flags.Machine(
+        vram_bytes=gpus[0].memory_bytes if gpus else None,
+        xformers=webui.attention == "auto" and hardware.has_xformers(places.webui_python),
+        controlnet=(places.extensions(data_dir) / "sd-webui-controlnet").is_dir(),
+    )
+    extra = environ.get("COMMANDLINE_ARGS", "")
+    return webui_flags.command(webui, places.webui_python, data_dir, machine, extra)
+
+
+def checkpoints_kept(webui: WebuiSettings, memory_bytes: int) -> int:
+    """Return how many checkpoints A1111 is to keep loaded, in a container of that much memory."""
+    if webui.loaded_checkpoints is not None:
+        return webui.loaded_checkpoints
+    further = (memory_bytes - _FIRST_BYTES) // _FURTHER_BYTES
+    return max(1, min(1 + further, _MOST_LOADED))
+
+
+def helper_sources(cache: CacheSettings, places: Places, data_dir: Path) -> list[Path]:
+    """Return the folders that may hold helper weights, the nearest first."""
+    beside = [places.webui_dir / "models"] if data_dir != places.webui_dir else []
+    return [places.helpers_dir, *beside, *(cache.volume / home for home in helpers.HOMES)]
+
+
+def missing_helpers(links: Path) -> str:
+    """Return the names of the helpers that A1111 would have to do without."""
+    return ", ".join(name for name in helpers.HELPERS if helpers.missing(name, links))
+
+
+def volume_line(cache: CacheSettings) -> str:
+    """Say what the volume is."""
+    if not cache.volume.is_dir():
+        return (
+            f"none at {cache.volume}: models will be kept in {cache.local_root}, on this"
+            " container's disk, and be fetched again by every new worker"
+        )
+    writable = "" if os.access(cache.volume, os.W_OK) else ", READ-ONLY: nothing can be fetched"
+    models = "models in" if cache.models.is_dir() else "no models yet in"
+    return f"{cache.volume}, {models} {cache.models}{writable}"
+
+
+def data_line(places: Places, data_dir: Path) -> str:
+    """Say where A1111 keeps its files."""
+    if data_dir == places.data_dir:
+        return str(data_dir)
+    return f"{data_dir}, as {places.data_dir} is on the network volume"
 
 
 def _flag_problems(variable: str, text: str) -> list[str]:
@@ -104,37 +194,52 @@ def _flag_problems(variable: str, text: str) -> list[str]:
     ]
 
 
-def _volume_line(cache: CacheSettings) -> str:
-    if not cache.volume.is_dir():
-        return (
-            f"none at {cache.volume}: models will be kept in {cache.local_root}, on this"
-            " container's disk, and be fetched again by every new worker"
-        )
-    writable = "" if os.access(cache.volume, os.W_OK) else ", READ-ONLY: nothing can be fetched"
-    models = "models in" if cache.models.is_dir() else "no models yet in"
-    return f"{cache.volume}, {models} {cache.models}{writable}"
+def _prepare_folders(links: Path, webui_dir: Path, data_dir: Path) -> None:
+    for folder in FOLDERS.values():
+        (links / folder).mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    _point(links / DATA, data_dir)
+    if data_dir != webui_dir:
+        # A1111 looks for both in its data folder only, and nowhere else.
+        # Source: A1111 1.10.1, modules/paths_internal.py, modules/shared_cmd_options.py.
+        for name in ("extensions", "styles.csv"):
+            if (webui_dir / name).exists():
+                _point(data_dir / name, webui_dir / name)
 
 
-def _configure(file: Path) -> str:
-    """Merge OPTIONS into A1111's config.json and return what was done."""
+def _point(link: Path, target: Path) -> None:
+    """Make `link` lead to `target`, unless something else than a link is there."""
+    if link.is_symlink():
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(target)
+
+
+def _configure(file: Path, limit: int, *, demanded: bool) -> str:
+    """Merge our options into A1111's config.json and return what was done."""
+    wanted = {**OPTIONS, LIMIT: limit}
     kept = _options_in(file)
     wrong = [
         f"{file}: `{key}` must be {type(value).__name__}, not {type(kept[key]).__name__}."
-        for key, value in OPTIONS.items()
+        for key, value in wanted.items()
         if key in kept and type(kept[key]) is not type(value)
     ]
     if wrong:
         raise SettingsError("\n".join(wrong))
-    merged = {**OPTIONS, **kept}
+    merged = {**wanted, **kept} | ({LIMIT: limit} if demanded else {})
     if merged != kept:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f".{file.name}.new")
-        fresh.write_text(json.dumps(merged, indent=4) + "\n")
-        fresh.replace(file)
-    own = [f"{key} is {json.dumps(kept[key])}" for key in OPTIONS if merged[key] != OPTIONS[key]]
+        _write(file, json.dumps(merged, indent=4).encode() + b"\n")
+    own = [f"{key} is {json.dumps(kept[key])}" for key in wanted if merged[key] != wanted[key]]
     return f"{file}, {len(merged) - len(kept)} options added" + "".join(
         f", {words} as it was" for words in own
     )
+
+
+def _write(file: Path, data: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.write_bytes(data)
+    fresh.replace(file)
 
 
 def _options_in(file: Path) -> dict[str, Any]:

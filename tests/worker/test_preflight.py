@@ -1,16 +1,21 @@
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from schemas.settings import SettingsError
+from schemas.settings import SettingsError, WebuiSettings
+from worker import hardware
 from worker.__main__ import main
 from worker.links import FOLDERS
-from worker.preflight import OPTIONS, preflight
+from worker.places import Places
+from worker.preflight import LIMIT, OPTIONS, checkpoints_kept, preflight
 
 ROOT = Path(__file__).parent.parent.parent
+SUBJECTS = ["webui", "volume", "links", "data", "config", "helpers", "flags"]
 RECORDED = ROOT.parent / "shared" / "webui" / "recordings" / "get_options.json"
 
 
@@ -23,11 +28,26 @@ def container(tmp_path: Path) -> dict[str, str]:
     return {
         "A1111_CACHE_VOLUME": str(tmp_path / "volume"),
         "A1111_WEBUI_LINKS": str(tmp_path / "links"),
+        # Nothing is asked of the machine that these tests run on.
+        "A1111_WEBUI_ATTENTION": "sdp",
+        "A1111_WEBUI_VRAM": "high",
+        "A1111_WEBUI_LOADED_CHECKPOINTS": "1",
     }
 
 
-def run(environ: dict[str, str], tmp_path: Path) -> list[str]:
-    return preflight(environ, tmp_path / "webui", tmp_path / "data")
+def places(tmp_path: Path, data_dir: str = "data") -> Places:
+    return Places(
+        webui_dir=tmp_path / "webui",
+        webui_python=Path(sys.executable),
+        data_dir=tmp_path / data_dir,
+        cache_dir=tmp_path / "cache",
+        helpers_dir=tmp_path / "helpers",
+        hf_home=tmp_path / "huggingface",
+    )
+
+
+def run(environ: dict[str, str], tmp_path: Path, data_dir: str = "data") -> list[str]:
+    return preflight(environ, places(tmp_path, data_dir), tmp_path / "cache" / "command")
 
 
 def config(tmp_path: Path) -> dict[str, Any]:
@@ -38,7 +58,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
 def test_it_says_what_it_found_one_line_each(container: dict[str, str], tmp_path: Path) -> None:
     lines = run(container, tmp_path)
 
-    assert [line.split()[0] for line in lines] == ["webui", "volume", "links", "config"]
+    assert [line.split()[0] for line in lines] == SUBJECTS
     assert lines[1].endswith(f"models in {tmp_path / 'volume' / 'models'}")
     assert all("\n" not in line for line in lines)
 
@@ -48,26 +68,38 @@ def test_the_folders_that_a1111_is_shown_are_there(
 ) -> None:
     run(container, tmp_path)
 
-    assert {path.name for path in (tmp_path / "links").iterdir()} == set(FOLDERS.values())
+    assert {path.name for path in (tmp_path / "links").iterdir()} == {*FOLDERS.values(), "data"}
+    assert (tmp_path / "links" / "data").readlink() == tmp_path / "data"
 
 
 def test_a1111_finds_its_options(container: dict[str, str], tmp_path: Path) -> None:
     run(container, tmp_path)
 
-    assert config(tmp_path) == OPTIONS
+    assert config(tmp_path) == {**OPTIONS, LIMIT: 1}
     assert config(tmp_path)["disable_mmap_load_safetensors"] is True
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["config.json"]
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"config.json", "models"}
 
 
 def test_a_users_own_options_win_and_stay(container: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    own = {"sd_checkpoints_limit": 2, "CLIP_stop_at_last_layers": 2, "ünknown": None}
+    del container["A1111_WEBUI_LOADED_CHECKPOINTS"]
+    own = {LIMIT: 11, "CLIP_stop_at_last_layers": 2, "ünknown": None}
     (tmp_path / "data" / "config.json").write_text(json.dumps(own))
 
     lines = run(container, tmp_path)
 
     assert config(tmp_path) == {**OPTIONS, **own}
-    assert lines[-1].endswith("sd_checkpoints_limit is 2 as it was")
+    assert lines[SUBJECTS.index("config")].endswith("sd_checkpoints_limit is 11 as it was")
+
+
+def test_a_setting_wins_over_what_an_earlier_start_wrote(
+    container: dict[str, str], tmp_path: Path
+) -> None:
+    run(container, tmp_path)
+
+    run({**container, "A1111_WEBUI_LOADED_CHECKPOINTS": "3"}, tmp_path)
+
+    assert config(tmp_path)[LIMIT] == 3
 
 
 def test_a_second_start_changes_nothing(container: dict[str, str], tmp_path: Path) -> None:
@@ -76,7 +108,7 @@ def test_a_second_start_changes_nothing(container: dict[str, str], tmp_path: Pat
 
     lines = run(container, tmp_path)
 
-    assert lines[-1].endswith("config.json, 0 options added")
+    assert lines[SUBJECTS.index("config")].endswith("config.json, 0 options added")
     assert (tmp_path / "data" / "config.json").stat() == before
 
 
@@ -153,20 +185,23 @@ def test_a_flag_of_a1111_is_left_to_a1111(container: dict[str, str], tmp_path: P
 
 def test_every_problem_has_a_line(container: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "webui" / "launch.py").unlink()
+    missing = replace(places(tmp_path), webui_python=tmp_path / "python")
 
     with pytest.raises(SettingsError) as caught:
-        run({**container, "A1111_WEBUI_FLAGS": "--share --listen"}, tmp_path)
+        preflight({**container, "A1111_WEBUI_FLAGS": "--share --listen"}, missing, tmp_path / "c")
 
-    assert len(str(caught.value).splitlines()) == 3
+    assert len(str(caught.value).splitlines()) == 4
     assert "WEBUI_DIR: there is no A1111" in str(caught.value)
+    assert "WEBUI_PYTHON: there is no interpreter" in str(caught.value)
 
 
 @pytest.mark.skipif(not RECORDED.is_file(), reason="no recordings beside this checkout")
 def test_every_option_exists_in_a1111_and_has_its_type() -> None:
     defaults = json.loads(RECORDED.read_text())["response"]
 
-    assert {key: type(value) for key, value in OPTIONS.items()} == {
-        key: type(defaults[key]) for key in OPTIONS
+    ours = {**OPTIONS, LIMIT: 1}
+    assert {key: type(value) for key, value in ours.items()} == {
+        key: type(defaults[key]) for key in ours
     }
 
 
@@ -179,8 +214,12 @@ def command(
     def run_command(**more: str) -> int:
         for name, text in (container | more).items():
             monkeypatch.setenv(name, text)
-        folders = ["--webui-dir", str(tmp_path / "webui"), "--data-dir", str(tmp_path / "data")]
-        return main(["preflight", *folders])
+        there = places(tmp_path)
+        folders = [
+            f"--{field.name.replace('_', '-')}={getattr(there, field.name)}"
+            for field in fields(there)
+        ]
+        return main(["preflight", *folders, "--command-file", str(tmp_path / "command")])
 
     return run_command
 
@@ -192,7 +231,7 @@ def test_the_command_prints_what_it_found(
 
     said, complaints = capsys.readouterr()
     assert [line.split()[:2] for line in said.splitlines()] == [
-        ["preflight:", word] for word in ("webui", "volume", "links", "config")
+        ["preflight:", word] for word in SUBJECTS
     ]
     assert complaints == ""
 
@@ -224,3 +263,83 @@ def test_the_command_names_the_file_that_it_cannot_write(
 def test_a_command_line_that_names_no_command_is_refused(argv: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(argv)
+
+
+def test_the_command_line_is_kept_word_by_word(container: dict[str, str], tmp_path: Path) -> None:
+    run({**container, "A1111_WEBUI_FLAGS": "--styles-file *.csv $HOME"}, tmp_path)
+
+    words = (tmp_path / "cache" / "command").read_text().split("\0")
+    assert words[:3] == [sys.executable, "-u", "launch.py"]
+    assert words[-8:] == [
+        *("--styles-file", "*.csv", "$HOME"),
+        *("--server-name", "127.0.0.1", "--port", "3000"),
+        "",
+    ]
+
+
+def test_a_data_folder_on_the_volume_is_replaced_by_one_on_the_disk(
+    container: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "volume")
+
+    lines = run(container, tmp_path, data_dir="elsewhere/webui-data")
+
+    assert "is on the network volume" in lines[SUBJECTS.index("data")]
+    assert (tmp_path / "cache" / "webui" / "config.json").is_file()
+    assert list((tmp_path / "volume").rglob("*.json")) == []
+
+
+def test_what_a1111_looks_for_in_its_data_folder_is_found_beside_it(
+    container: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "webui" / "extensions" / "sd-webui-controlnet").mkdir(parents=True)
+    (tmp_path / "webui" / "styles.csv").write_text("name,prompt,negative_prompt\n")
+
+    run(container, tmp_path)
+    lines = run(container, tmp_path)
+
+    assert (tmp_path / "data" / "styles.csv").read_text().startswith("name")
+    assert (tmp_path / "data" / "extensions").samefile(tmp_path / "webui" / "extensions")
+    assert "--controlnet-dir" in lines[SUBJECTS.index("flags")]
+
+
+def test_helper_weights_are_linked_the_nearest_first(
+    container: dict[str, str], tmp_path: Path
+) -> None:
+    for home in ("helpers", "webui/models", "volume/models"):
+        folder = tmp_path / home / "GFPGAN"
+        folder.mkdir(parents=True)
+        (folder / "GFPGANv1.4.pth").write_text(home)
+    (tmp_path / "volume" / "models" / "GFPGAN" / "parsing_parsenet.pth").touch()
+
+    lines = run(container, tmp_path)
+
+    gfpgan = tmp_path / "data" / "models" / "GFPGAN"
+    assert (gfpgan / "GFPGANv1.4.pth").read_text() == "helpers"
+    assert (gfpgan / "parsing_parsenet.pth").is_symlink()
+    assert lines[SUBJECTS.index("helpers")].startswith("helpers 2 links made; missing: CodeFormer,")
+
+
+@pytest.mark.parametrize(
+    ("gb", "kept"),
+    [
+        pytest.param(0, 1, id="unknown"),
+        pytest.param(16, 1, id="16 GB"),
+        pytest.param(39, 1, id="39 GB"),
+        pytest.param(41, 2, id="41 GB"),
+        pytest.param(1000, 4, id="1 TB"),
+    ],
+)
+def test_as_many_checkpoints_stay_loaded_as_the_memory_holds(gb: int, kept: int) -> None:
+    assert checkpoints_kept(WebuiSettings(), gb * 10**9) == kept
+    assert checkpoints_kept(WebuiSettings(loaded_checkpoints=7), gb * 10**9) == 7
+
+
+def test_the_memory_of_this_machine_decides_when_no_setting_does(
+    container: dict[str, str], tmp_path: Path
+) -> None:
+    del container["A1111_WEBUI_LOADED_CHECKPOINTS"]
+
+    run(container, tmp_path)
+
+    assert config(tmp_path)[LIMIT] == checkpoints_kept(WebuiSettings(), hardware.memory_bytes())
