@@ -6,7 +6,8 @@
 
 It behaves as A1111 does with `--api --nowebui` and no extensions but the built-in ones: the same
 routes, errors, silent fall-backs and state. The pictures are drawn, and have SIMULATED written in them.
-`app.py` names the routes by which it is told to misbehave, `faults.py` how.
+`app.py` names the routes by which it is told to misbehave, `faults.py` how, and `starts.py` how one that is
+started again is told. As A1111 it also takes flags from COMMANDLINE_ARGS. `--forge` makes it Forge.
 """
 
 import asyncio
@@ -14,16 +15,17 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from aiohttp import web
 
 from simulator.loopback import announce
-from simulator.webui import flags
+from simulator.webui import flags, starts
 from simulator.webui.app import Server
+from simulator.webui.failure import InvalidRequestError
 from simulator.webui.program import Program
 
+_WRONG_USAGE = 2
 _PORT_TAKEN = 3
 
 
@@ -34,8 +36,15 @@ def main(argv: list[str]) -> int:
         # An entry point: the environment is read here and nowhere else.
         environment = os.environ  # noqa: TID251
         given = flags.parse(argv, environment, Path(scratch))
-        time.sleep(given.boot_s)
-        number = asyncio.run(_serve(given))
+        try:
+            program = Program(given)
+            for order in starts.begin(given.starts):
+                program.faults.set(order)
+        except InvalidRequestError as error:
+            print(*(entry["msg"] for entry in error.errors), file=sys.stderr)
+            return _WRONG_USAGE
+        program.faults.on_boot()
+        number = asyncio.run(_serve(program))
     # A1111 ends by the signal itself; after SIGINT with 0.
     if number == signal.SIGTERM:
         signal.signal(signal.SIGTERM, before)
@@ -43,8 +52,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-async def _serve(given: flags.Flags) -> signal.Signals:
-    program = Program(given)
+async def _serve(program: Program) -> signal.Signals:
+    given = program.flags
     server = Server(program)
     # A client that goes away does not stop its job.
     runner = web.AppRunner(

@@ -63,6 +63,7 @@ class Server:
         self._routes["GET", "/docs"] = Endpoint(lambda _: Text(_PAGE), is_protected=False)
         self._paths = {path for _, path in self._routes}
         self._in_flight = 0
+        program.faults.is_busy = lambda: self._in_flight > 0
         self.idle = asyncio.Event()
         """Set while no request is being answered."""
         self.idle.set()
@@ -113,9 +114,9 @@ class Server:
         # The one thing that A1111 does not say: by it a client knows that the pictures are drawn.
         response.headers["X-Simulator"] = "webui"
         await self._compress(request, response)
-        self._program.faults.at("answering")
         if fault is not None and fault.kind == "half":
-            return await _cut_off(request, response)
+            return await self._cut_off(request, response)
+        self._program.faults.at("answering", request.path)
         return response
 
     async def _routed(self, request: web.Request, raw: bytes, parsed: object) -> web.Response:
@@ -177,6 +178,18 @@ class Server:
         if fault.kind == "drop" and request.transport is not None:
             request.transport.abort()
         return _instead(fault)
+
+    async def _cut_off(self, request: web.Request, response: web.Response) -> web.StreamResponse:
+        """Send the head and half of the body, and close the connection."""
+        body = response.body if isinstance(response.body, bytes) else b""
+        partial = web.StreamResponse(status=response.status, headers=response.headers)
+        partial.content_length = len(body)
+        await partial.prepare(request)
+        await partial.write(body[: len(body) // 2])
+        self._program.faults.at("answering", request.path)
+        if request.transport is not None:
+            request.transport.abort()
+        return partial
 
     async def _set_faults(self, request: web.Request) -> web.Response:
         try:
@@ -325,15 +338,3 @@ def _authenticate(request: web.Request, credentials: dict[str, str] | None) -> N
         raise HttpError(401, "Invalid authentication credentials")
     if credentials.get(user) != password:
         raise HttpError(401, "Incorrect username or password")
-
-
-async def _cut_off(request: web.Request, response: web.Response) -> web.StreamResponse:
-    """Send the head and half of the body, and close the connection."""
-    body = response.body if isinstance(response.body, bytes) else b""
-    partial = web.StreamResponse(status=response.status, headers=response.headers)
-    partial.content_length = len(body)
-    await partial.prepare(request)
-    await partial.write(body[: len(body) // 2])
-    if request.transport is not None:
-        request.transport.abort()
-    return partial

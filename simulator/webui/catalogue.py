@@ -74,11 +74,6 @@ def schedulers() -> tuple[Scheduler, ...]:
     )
 
 
-def upscalers() -> list[str]:
-    """Return the names of the upscalers that work on pictures."""
-    return [entry["name"] for entry in load("lists")["upscalers"]]
-
-
 def latent_upscalers() -> list[str]:
     """Return the names of the upscalers that work on latents."""
     return [entry["name"] for entry in load("lists")["latent_upscale_modes"]]

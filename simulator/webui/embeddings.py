@@ -6,7 +6,6 @@ are not as wide as the checkpoint's text is listed as skipped, and its word is j
 Source: A1111 1.10.1, modules/textual_inversion/textual_inversion.py.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Any
 
 from simulator.webui import weights
 from simulator.webui.failure import WebuiError
+from simulator.webui.hashes import HashCache
 
 _PREVIEWS = {".PNG", ".WEBP", ".JXL", ".AVIF"}
 
@@ -30,7 +30,10 @@ class Embedding:
     step: int | None
     sd_checkpoint: str | None
     sd_checkpoint_name: str | None
+    content: str
+    """Digest of the file."""
     sha256: str
+    """What is known to be its hash; empty with --no-hashing."""
 
     def listed(self) -> dict[str, Any]:
         """Return its entry in /embeddings."""
@@ -46,8 +49,9 @@ class Embedding:
 class Embeddings:
     """What the folder held when it was last read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hashes: HashCache) -> None:
         self._folder = folder
+        self._hashes = hashes
         self._mtime: float | None = None
         self.loaded: dict[str, Embedding] = {}
         self.skipped: dict[str, Embedding] = {}
@@ -76,7 +80,7 @@ class Embeddings:
             for name in names:
                 path = Path(root, name)
                 try:
-                    embedding = _embedding(path)
+                    embedding = _embedding(path, self._hashes)
                 except WebuiError:
                     # A1111 says so in its log and goes on to the next file.
                     continue
@@ -92,7 +96,7 @@ class Embeddings:
         ]
 
 
-def _embedding(path: Path) -> Embedding | None:
+def _embedding(path: Path, hashes: HashCache) -> Embedding | None:
     """Return the embedding in a file; None for a preview, an empty or a foreign file.
 
     Raises:
@@ -109,14 +113,16 @@ def _embedding(path: Path) -> Embedding | None:
     else:
         return None
     vectors, width = _vectors(data)
+    name = path.name.removesuffix(path.suffix)
     return Embedding(
-        name=path.name.removesuffix(path.suffix),
+        name=name,
         shape=width,
         vectors=vectors,
         step=data.get("step"),
         sd_checkpoint=data.get("sd_checkpoint"),
         sd_checkpoint_name=data.get("sd_checkpoint_name"),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        content=weights.fingerprint(path),
+        sha256=hashes.of(path, f"textual_inversion/{name}") or "",
     )
 
 

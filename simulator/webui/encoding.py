@@ -121,8 +121,10 @@ class TextEncoder:
     def _condition(self, text: str, hashes: dict[str, str]) -> Condition:
         used = self._parts.embeddings.used_in(text)
         for embedding in used:
+            if not embedding.sha256:
+                continue
             hashes[embedding.name.translate(_SYMBOLS)] = embedding.sha256[:12]
         networks = self._parts.networks.apply_to_text_encoder(self._model.width)
         # The tokenizer sees neither case nor how much space there is.
         words = " ".join(text.lower().split())
-        return Condition(words, tuple(embedding.sha256 for embedding in used), networks)
+        return Condition(words, tuple(embedding.content for embedding in used), networks)

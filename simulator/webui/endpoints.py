@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.webui import catalogue, coerce
+from simulator.webui import catalogue, coerce, forge
 from simulator.webui.failure import WebuiError
 from simulator.webui.program import Program
 
@@ -63,10 +63,31 @@ def endpoints(program: Program) -> dict[tuple[str, str], Endpoint]:
     routes["POST", f"{api}/refresh-loras"] = Endpoint(
         _plainly(program.refresh_loras), is_protected=False
     )
+    if program.flags.forge:
+        _forge(routes, program, api)
     if program.flags.server_stop:
         for name, answer in _endings(program).items():
             routes["POST", f"{api}/server-{name}"] = Endpoint(_plainly(answer))
     return routes
+
+
+def _forge(routes: dict[tuple[str, str], Endpoint], program: Program, api: str) -> None:
+    """Make `routes` those of Forge."""
+    folders = [program.flags.models_dir / "VAE", program.flags.models_dir / "text_encoder"]
+    folders += [
+        folder
+        for folder in (program.flags.vae_dir, program.flags.text_encoder_dir)
+        if folder is not None
+    ]
+    del routes["GET", f"{api}/sd-vae"]
+    del routes["POST", f"{api}/train/embedding"]
+    del routes["POST", f"{api}/train/hypernetwork"]
+    routes["GET", f"{api}/sd-modules"] = Endpoint(
+        lambda _: [
+            {"model_name": name, "filename": str(path)}
+            for name, path in forge.modules(folders).items()
+        ]
+    )
 
 
 def _plainly(answer: Callable[[], Any]) -> Callable[[Call], Any]:
@@ -81,7 +102,7 @@ def _lists(program: Program) -> dict[str, Callable[[], Any]]:
         "cmd-flags": lambda: program.flags.shown,
         "samplers": lambda: lists["samplers"],
         "schedulers": lambda: lists["schedulers"],
-        "upscalers": lambda: lists["upscalers"],
+        "upscalers": lambda: program.upscalers,
         "latent-upscale-modes": lambda: lists["latent_upscale_modes"],
         "sd-models": lambda: [
             entry.listed() for entry in list(program.checkpoints.by_title.values())

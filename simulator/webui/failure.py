@@ -6,6 +6,16 @@ web server answers it with a plain-text 500 that looks like none of A1111's.
 
 from typing import Any
 
+# What PyTorch says when a kernel read or wrote where it must not. As in users' logs of PyTorch 2.0 to
+# 2.7, a RuntimeError; newer ones name it AcceleratorError. Not seen by us: no GPU was at hand.
+ILLEGAL_ACCESS = """\
+CUDA error: an illegal memory access was encountered
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below \
+might be incorrect.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1.
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+"""
+
 
 class WebuiError(Exception):
     """An exception of A1111's, by the name of its class; answered with 500.

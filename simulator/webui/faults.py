@@ -1,6 +1,6 @@
-"""How the simulator is told to misbehave, and what it writes down of what it was asked.
+"""How the simulator is told to misbehave.
 
-A fault is a JSON object with a `kind`:
+A fault is a JSON object with a `kind`. Those that spoil a request:
 
     fail        answer `status` in the `shape` handler, validation, routing or text, with `error`
     oom         answer as a GPU without memory does
@@ -9,33 +9,74 @@ A fault is a JSON object with a `kind`:
     drop        close the connection without an answer
     not_json    answer 200 with a page that is no JSON
     huge        answer 200 with `bytes` of JSON
-    stall       stop in the midst of sampling, until faults are cleared
-    die         end the process: `when` idle, loading, sampling or answering; by `signal`, or `exit_code`
+    deaf        answer an interrupt, and do not heed it
 
-A fault that dies when `idle` does so `delay_s` after it was ordered, as soon as no job is running.
-`path` says for which requests ("" for all), `times` for how many (0: until cleared), and `after` how
-many are let through before.
+`path` says for which requests ("" for all). Those that strike at a moment, which `when` names:
+
+    die         booting, idle, loading, sampling (at a step), answering: end the process by `signal`,
+                or with `exit_code`
+    stall       booting, loading, sampling: stop until faults are cleared; an `interruptible` one
+                also ends with an interrupt, which A1111 looks at between steps only
+    oom         loading, sampling: fail as a GPU without memory does, and go on
+    cuda        loading, sampling: fail with `error` and `text`; so does every load and every step from
+                then on until the process ends, cleared or not, as a CUDA context does not recover
+
+What strikes when `booting` prints `text`, `boot_s` after the start, and the port is not open yet. What
+dies when `idle` does so `delay_s` after it was ordered, as soon as nothing is asked; when `answering`,
+in the answer to a request for `path`, and in its middle if that is also to be `half`.
+
+`times` says for how many requests or passes of the moment (0: until cleared), and `after` how many
+are let through before.
 """
 
-import collections
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.webui import failure
-from simulator.webui.failure import InvalidRequestError
+from simulator.webui.failure import InvalidRequestError, WebuiError
 
-_REQUEST_KINDS = {"fail", "oom", "hang", "half", "drop", "not_json", "huge"}
-_MOMENTS = {"idle", "loading", "sampling", "answering"}
-_SETTINGS = ("step_ms", "load_s", "leak_mb")
-_PAGE = {"status": 200, "shape": "text", "text": "<html><body>502 Bad Gateway</body></html>"}
-_LONG_TEXT = 2000
-_KEPT_REQUESTS = 10_000
+_WORK = {"loading", "sampling"}
+_REQUEST = ""
+# Which moments a kind may strike at.
+_MOMENTS: Mapping[str, set[str]] = {
+    "fail": {_REQUEST},
+    "hang": {_REQUEST},
+    "half": {_REQUEST},
+    "drop": {_REQUEST},
+    "not_json": {_REQUEST},
+    "huge": {_REQUEST},
+    "deaf": {_REQUEST},
+    "die": {"booting", "idle", "answering", *_WORK},
+    "stall": {"booting", *_WORK},
+    "oom": {_REQUEST, *_WORK},
+    "cuda": _WORK,
+}
+SETTINGS: Mapping[str, str] = {
+    "boot_s": "how long until the port opens",
+    "step_ms": "how long a sampling step takes",
+    "load_s": "how long loading a checkpoint takes",
+    "load_mb_s": "how fast it is read besides, in MB/s; 0: at once",
+    "hash_mb_s": "how fast a file is read for its hash, in MB/s; 0: as fast as it is",
+    "leak_mb": "memory lost with every job",
+}
+# What a field is unless it is given, for the kinds where it is something else than for all.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "not_json": {
+        "status": 200,
+        "shape": "text",
+        "text": "<html><body>502 Bad Gateway</body></html>",
+    },
+    "stall": {"when": "sampling"},
+    "cuda": {"when": "sampling", "text": failure.ILLEGAL_ACCESS},
+}
 _POLL_S = 0.02
+_QUIET_LOOKS = 3
 
 
 @dataclass
@@ -51,6 +92,7 @@ class Fault:
     error: str = "RuntimeError"
     text: str = "simulated failure"
     when: str = ""
+    interruptible: bool = False
     signal: int = signal.SIGKILL
     exit_code: int | None = None
     delay_s: float = 0.05
@@ -71,19 +113,31 @@ class Fault:
             case _:
                 return self.text
 
+    def end_process(self) -> None:
+        """Die of it."""
+        if self.exit_code is not None:
+            os._exit(self.exit_code)
+        os.kill(os.getpid(), self.signal)
+
 
 @dataclass
 class Faults:
     """The faults that are set, the settings that make things slow, and the moments that end it all."""
 
+    boot_s: float = 0.0
     step_ms: float = 0.0
     load_s: float = 0.0
+    load_mb_s: float = 0.0
+    hash_mb_s: float = 0.0
     leak_mb: float = 0.0
     is_busy: Callable[[], bool] = lambda: False
+    is_interrupted: Callable[[], bool] = lambda: False
     _faults: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cleared: threading.Event = field(default_factory=threading.Event)
     _leaked: list[bytearray] = field(default_factory=list)
+    _broken: Fault | None = None
+    """What broke the CUDA context."""
 
     def set(self, order: dict[str, Any]) -> None:
         """Take an order: `clear`, settings by name, and a list of `faults` to add.
@@ -92,7 +146,7 @@ class Faults:
             InvalidRequestError: a fault or a setting that does not exist.
         """
         faults = [_fault(entry) for entry in order.get("faults", [])]
-        unknown = set(order) - {"clear", "faults", *_SETTINGS}
+        unknown = set(order) - {"clear", "faults", *SETTINGS}
         if unknown:
             raise _invalid(f"no such setting: {', '.join(sorted(unknown))}")
         with self._lock:
@@ -101,7 +155,7 @@ class Faults:
                 self._cleared.set()
                 self._cleared = threading.Event()
             self._faults += faults
-        for name in _SETTINGS:
+        for name in SETTINGS:
             if name in order:
                 setattr(self, name, float(order[name]))
         for fault in faults:
@@ -111,19 +165,30 @@ class Faults:
 
     def _die_idle(self, fault: Fault) -> None:
         time.sleep(fault.delay_s)
-        while self.is_busy():
+        quiet = 0
+        # More than one look: the last answer may still be on its way.
+        while quiet < _QUIET_LOOKS:
             time.sleep(_POLL_S)
+            quiet = 0 if self.is_busy() else quiet + 1
         self.at("idle")
 
     def shown(self) -> dict[str, Any]:
         """Return what is set now."""
         with self._lock:
             faults = [vars(fault) for fault in self._faults]
-        return {**{name: getattr(self, name) for name in _SETTINGS}, "faults": faults}
+        return {**{name: getattr(self, name) for name in SETTINGS}, "faults": faults}
 
     def for_request(self, path: str) -> Fault | None:
         """Return the fault that this request gets, and count it."""
-        return self._taken(lambda fault: fault.kind in _REQUEST_KINDS and fault.path in {"", path})
+        return self._taken(
+            lambda fault: (
+                fault.when == _REQUEST and fault.kind != "deaf" and fault.path in {"", path}
+            )
+        )
+
+    def deafens(self) -> bool:
+        """Return whether an interrupt that just came is not to be heeded, and count it."""
+        return self._taken(lambda fault: fault.kind == "deaf") is not None
 
     def _taken(self, fits: Callable[[Fault], bool]) -> Fault | None:
         with self._lock:
@@ -140,32 +205,72 @@ class Faults:
                 return fault
         return None
 
-    def at(self, moment: str) -> None:
-        """End the process if it is to die at this moment."""
-        fault = self._taken(lambda fault: fault.kind == "die" and fault.when == moment)
-        if fault is None:
-            return
-        if fault.exit_code is not None:
-            os._exit(fault.exit_code)
-        os.kill(os.getpid(), fault.signal)
+    def at(self, moment: str, path: str = "") -> None:
+        """Pass a moment, and be struck by what waits for it.
 
-    def at_step(self) -> None:
-        """Pass one sampling step: die, or stand still until faults are cleared."""
-        self.at("sampling")
-        if self._taken(lambda fault: fault.kind == "stall") is not None:
-            self.wait_until_cleared()
+        Args:
+            moment: see the module.
+            path: the request's, when it is being answered.
 
-    def on_load(self) -> None:
-        """Pass the loading of a checkpoint, in the time that is set."""
+        Raises:
+            WebuiError: out of memory, or the CUDA context is broken.
+        """
+        fault = self._taken(lambda fault: fault.when == moment and fault.path in {"", path})
+        if fault is not None:
+            if fault.kind == "cuda":
+                self._broken = fault
+            else:
+                self._strike(fault)
+        if self._broken is not None and moment in _WORK:
+            raise WebuiError(self._broken.error, self._broken.text)
+
+    def _strike(self, fault: Fault) -> None:
+        if fault.when == "booting":
+            print(fault.text, file=sys.stderr, flush=True)
+        if fault.kind == "die":
+            fault.end_process()
+        elif fault.kind == "stall":
+            self._stand_still(fault)
+        elif fault.kind == "oom":
+            raise failure.out_of_memory()
+
+    def on_boot(self) -> None:
+        """Pass the start of the program, in the time that is set."""
+        time.sleep(self.boot_s)
+        self.at("booting")
+
+    def on_load(self, size: int) -> None:
+        """Pass the loading of a checkpoint of `size` bytes, in the time that is set.
+
+        Raises:
+            WebuiError: see `at`.
+        """
         self.at("loading")
-        if self.load_s > 0:
-            time.sleep(self.load_s)
+        time.sleep(self.load_s + _seconds(size, self.load_mb_s))
+
+    def on_hash(self, size: int) -> None:
+        """Pass the reading of `size` bytes for a hash, in the time that is set."""
+        time.sleep(_seconds(size, self.hash_mb_s))
+
+    @property
+    def broken(self) -> str | None:
+        """What whoever asks the GPU is told once its context is broken."""
+        return self._broken.text if self._broken else None
 
     def wait_until_cleared(self) -> None:
         """Stand still; as long as nothing clears the faults, for ever."""
         with self._lock:
             cleared = self._cleared
         cleared.wait()
+
+    def _stand_still(self, fault: Fault) -> None:
+        if not fault.interruptible:
+            self.wait_until_cleared()
+            return
+        with self._lock:
+            cleared = self._cleared
+        while not cleared.wait(_POLL_S) and not self.is_interrupted():
+            pass
 
     def leak(self) -> None:
         """Lose memory, once per job."""
@@ -174,73 +279,23 @@ class Faults:
             self._leaked.append(bytearray(b"\1") * int(self.leak_mb * (1 << 20)))
 
 
+def _seconds(size: int, mb_s: float) -> float:
+    return size / 1e6 / mb_s if mb_s > 0 else 0.0
+
+
 def _fault(entry: object) -> Fault:
     if not isinstance(entry, dict):
         raise _invalid("a fault is an object")
     unknown = set(entry) - set(Fault.__dataclass_fields__)
     if unknown or "kind" not in entry:
         raise _invalid(f"a fault has a kind and no {', '.join(sorted(unknown))}")
-    defaults: dict[str, Any] = _PAGE if entry["kind"] == "not_json" else {}
-    fault = Fault(**(defaults | entry))
-    if fault.kind not in _REQUEST_KINDS | {"stall", "die"}:
+    fault = Fault(**{**_DEFAULTS.get(entry["kind"], {}), **entry})
+    if fault.kind not in _MOMENTS:
         raise _invalid(f"no such kind: {fault.kind}")
-    if fault.kind == "die" and fault.when not in _MOMENTS:
-        raise _invalid(f"no such moment: {fault.when}")
+    if fault.when not in _MOMENTS[fault.kind]:
+        raise _invalid(f"{fault.kind} has no such moment: {fault.when!r}")
     return fault
 
 
 def _invalid(text: str) -> InvalidRequestError:
     return InvalidRequestError([{"loc": ["body"], "msg": text, "type": "value_error"}])
-
-
-class Journal:
-    """The requests in the order they came, and what was counted."""
-
-    def __init__(self) -> None:
-        self._requests: collections.deque[dict[str, Any]] = collections.deque(maxlen=_KEPT_REQUESTS)
-        self._start = time.monotonic()
-        self.refreshes: collections.Counter[str] = collections.Counter()
-        self.interrupts = 0
-        self.jobs = 0
-        self._ignored: dict[str, int] = {}
-
-    def note(self, method: str, path: str, body: object) -> dict[str, Any]:
-        """Write down a request; the caller adds `status` when it is answered."""
-        entry = {
-            "t": round(time.monotonic() - self._start, 4),
-            "method": method,
-            "path": path,
-            "body": cut(body),
-        }
-        self._requests.append(entry)
-        return entry
-
-    def shown(self, counted: dict[str, int], loaded: str | None) -> dict[str, Any]:
-        """Return the journal; `counted` are the counters that live elsewhere."""
-        return {
-            "requests": list(self._requests),
-            "refreshes": dict(self.refreshes),
-            "interrupts": self.interrupts,
-            "jobs": self.jobs,
-            "loaded": loaded,
-            **{name: value - self._ignored.get(name, 0) for name, value in counted.items()},
-        }
-
-    def reset(self, counted: dict[str, int]) -> None:
-        """Begin anew."""
-        self._requests.clear()
-        self.refreshes.clear()
-        self.interrupts = self.jobs = 0
-        self._ignored = dict(counted)
-        self._start = time.monotonic()
-
-
-def cut(value: object) -> object:
-    """Return JSON with its long texts, which are pictures mostly, cut."""
-    if isinstance(value, str) and len(value) > _LONG_TEXT:
-        return f"{value[:40]}… ({len(value)} characters)"
-    if isinstance(value, dict):
-        return {key: cut(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [cut(inner) for inner in value]
-    return value

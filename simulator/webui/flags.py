@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulator.webui import catalogue
+from simulator.webui import catalogue, forge
+from simulator.webui.faults import SETTINGS
+from simulator.webui.hashes import Places
 
 # Where the program would be installed; paths below it move to the data folder.
 HOME = "/stable-diffusion-webui"
@@ -46,17 +48,19 @@ class Flags:
     vae_path: Path | None
     styles_files: tuple[Path, ...]
     config_file: Path
+    cache: Places
     credentials: dict[str, str] | None
     skip_load: bool
     no_hashing: bool
     no_prompt_history: bool
     server_stop: bool
-    step_ms: float
-    boot_s: float
-    load_s: float
-    leak_mb: float
-    faults: tuple[dict[str, Any], ...]
+    order: dict[str, Any]
+    """What it is told from the start on, as POST /simulator/faults takes it."""
+    starts: Path | None
     restartable: bool
+    forge: bool
+    text_encoder_dir: Path | None
+    """Forge's."""
 
 
 def parse(argv: list[str], environment: Mapping[str, str], scratch: Path) -> Flags:
@@ -65,13 +69,15 @@ def parse(argv: list[str], environment: Mapping[str, str], scratch: Path) -> Fla
     Without --data-dir, what the program writes (config.json, hashes, outputs) goes to `scratch`.
     Exits with code 2 on an unknown flag, unless IGNORE_CMD_ARGS_ERRORS is set.
     """
-    parser = _parser()
     words = [*argv, *shlex.split(environment.get("COMMANDLINE_ARGS", ""))]
+    parser = _parser()
+    if "--forge" in words:
+        forge.add_flags(parser)
     if environment.get("IGNORE_CMD_ARGS_ERRORS"):
         given, _ = parser.parse_known_args(words)
     else:
         given = parser.parse_args(words)
-    return _flags(given, scratch, restartable=bool(environment.get("SD_WEBUI_RESTART")))
+    return _flags(given, scratch, environment)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,10 +100,10 @@ def _parser() -> argparse.ArgumentParser:
             case _:
                 parser.add_argument(*names, **options)
     ours = parser.add_argument_group("the simulator's own")
-    ours.add_argument("--step-ms", type=float, default=0, help="how long a sampling step takes")
-    ours.add_argument("--boot-s", type=float, default=0, help="how long until the port opens")
-    ours.add_argument("--load-s", type=float, default=0, help="how long loading a checkpoint takes")
-    ours.add_argument("--leak-mb", type=float, default=0, help="memory lost with every job")
+    ours.add_argument("--forge", action="store_true", help="be Forge, see forge.py")
+    for name, meaning in SETTINGS.items():
+        flag = f"--{name.replace('_', '-')}"
+        ours.add_argument(flag, type=float, default=0, metavar="N", help=meaning)
     ours.add_argument(
         "--fault",
         type=json.loads,
@@ -106,10 +112,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help="a fault from the start on, as POST /simulator/faults takes it",
     )
+    ours.add_argument(
+        "--starts", metavar="FILE", help="what each of several starts is told, see starts.py"
+    )
     return parser
 
 
-def _flags(given: argparse.Namespace, scratch: Path, *, restartable: bool) -> Flags:
+def _flags(given: argparse.Namespace, scratch: Path, environment: Mapping[str, str]) -> Flags:
     data = Path(given.data_dir) if given.data_dir else scratch
     models = Path(given.models_dir) if given.models_dir else data / "models"
     # A1111 looks for both in the data folder only; a lone --models-dir is a whole world here.
@@ -134,17 +143,20 @@ def _flags(given: argparse.Namespace, scratch: Path, *, restartable: bool) -> Fl
         vae_path=_path(given.vae_path),
         styles_files=tuple(styles) or (beside / "styles.csv",),
         config_file=_path(given.ui_settings_file) or data / "config.json",
+        cache=Places(
+            Path(environment.get("SD_WEBUI_CACHE_DIR", data / "cache")),
+            Path(environment.get("SD_WEBUI_CACHE_FILE", data / "cache.json")),
+        ),
         credentials=_credentials(given.api_auth),
         skip_load=given.skip_load_model_at_start,
         no_hashing=given.no_hashing,
         no_prompt_history=given.no_prompt_history,
         server_stop=given.api_server_stop,
-        step_ms=given.step_ms,
-        boot_s=given.boot_s,
-        load_s=given.load_s,
-        leak_mb=given.leak_mb,
-        faults=tuple(given.fault),
-        restartable=restartable,
+        order={**{name: getattr(given, name) for name in SETTINGS}, "faults": given.fault},
+        starts=_path(given.starts),
+        restartable=bool(environment.get("SD_WEBUI_RESTART")),
+        forge=given.forge,
+        text_encoder_dir=_path(getattr(given, "text_encoder_dir", None)),
     )
     flags.shown.update(_shown(given, flags))
     return flags

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from simulator.webui import catalogue, describe, draw, img2img, pictures
+from simulator.webui import catalogue, describe, draw, forge, img2img, pictures
 from simulator.webui.failure import WebuiError
 from simulator.webui.job import Job, Processed
 from simulator.webui.model import Model, Parts
@@ -16,6 +16,8 @@ from simulator.webui.passes import Painter
 from simulator.webui.prepare import Run, prepare
 from simulator.webui.progress import State
 from simulator.webui.prompts import Style
+
+_VAE_OPTIONS = {"sd_vae", forge.MODULES}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Generator:
             if job.override_settings_restore_afterwards:
                 for key, value in stored.items():
                     options.data[key] = value
-                    if key == "sd_vae":
+                    if key in _VAE_OPTIONS:
                         self._model.reload_vae()
 
     def _override(self, job: Job) -> None:
@@ -71,7 +73,7 @@ class Generator:
             self._options.set(key, value)
             if key == "sd_model_checkpoint":
                 self._model.reload()
-            if key == "sd_vae":
+            if key in _VAE_OPTIONS:
                 self._model.reload_vae()
 
     def _process(self, job: Job) -> Processed:

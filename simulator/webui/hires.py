@@ -4,6 +4,8 @@ Source: A1111 1.10.1, modules/processing.py, StableDiffusionProcessingTxt2Img, a
 modules/sd_samplers_common.py, setup_img2img_steps.
 """
 
+from collections.abc import Collection
+
 from simulator.webui import catalogue, sampling
 from simulator.webui.checkpoints import Checkpoint
 from simulator.webui.failure import WebuiError
@@ -16,8 +18,10 @@ SAME_CHECKPOINT = "Use same checkpoint"
 _NEARLY_ONE = 0.999
 
 
-def prepare(job: Job, checkpoint: Checkpoint | None) -> None:
+def prepare(job: Job, checkpoint: Checkpoint | None, upscalers: Collection[str]) -> None:
     """Note in the job what the infotext says of the second pass, and its size.
+
+    `upscalers` are those that work on pictures.
 
     Raises:
         WebuiError: Exception, for an unknown upscaler.
@@ -38,7 +42,7 @@ def prepare(job: Job, checkpoint: Checkpoint | None) -> None:
     extra["Hires schedule type"] = None
     if job.hr_scheduler is None:
         job.hr_scheduler = job.scheduler
-    known = [*catalogue.latent_upscalers(), *catalogue.upscalers()]
+    known = [*catalogue.latent_upscalers(), *upscalers]
     if job.hr_upscaler is not None and job.hr_upscaler not in known:
         raise WebuiError("Exception", f"could not find upscaler named {job.hr_upscaler}")
     _set_target(job)

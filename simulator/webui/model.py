@@ -9,7 +9,7 @@ Source: A1111 1.10.1, modules/sd_models.py, reload_model_weights and load_model_
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +33,14 @@ class Parts:
     vaes: Vaes
     networks: Networks
     embeddings: Embeddings
+    upscalers: Collection[str]
 
 
 class Model:
     """The one model in memory, if any. Callers hold the queue's lock, but for the first load."""
 
-    def __init__(self, parts: Parts, on_load: Callable[[], None]) -> None:
-        """Load nothing yet; `on_load` is called in the midst of every load."""
+    def __init__(self, parts: Parts, on_load: Callable[[int], None]) -> None:
+        """Load nothing yet; `on_load` is called in the midst of every load, with the file's size."""
         self._parts = parts
         self._on_load = on_load
         self._first_load = threading.Lock()
@@ -91,10 +92,10 @@ class Model:
         header = None
         if wanted.path.suffix == ".safetensors":
             header = weights.read_header(wanted.path)
-        self._on_load()
+        self._on_load(wanted.path.stat().st_size)
         self.loads += 1
         self.checkpoint = wanted
-        self.content = wanted.sha256 or weights.fingerprint(wanted.path)
+        self.content = weights.fingerprint(wanted.path)
         self.width = weights.text_width(header) if header else 0
         self.is_nan = header is not None and weights.has_nan_weights(wanted.path, header)
         self.is_inpainting = header is not None and weights.takes_mask(header)

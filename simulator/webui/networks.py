@@ -14,7 +14,7 @@ from typing import Any
 from simulator.webui import folders, weights
 from simulator.webui.failure import WebuiError
 from simulator.webui.flags import Flags
-from simulator.webui.hashes import HashCache
+from simulator.webui.hashes import DATA, FILES, HashCache
 from simulator.webui.prompts import Tag
 
 _EXTENSIONS = {".pt", ".ckpt", ".safetensors"}
@@ -129,7 +129,8 @@ class Networks:
             found = weights.listed_metadata(path)
             ordered = sorted(found, key=lambda key: _METADATA_ORDER.get(key, _LAST))
             metadata = {key: found[key] for key in ordered}
-        known = metadata.get("sshs_model_hash") or self._hashes.known(path, f"lora/{name}") or ""
+        noted = metadata.get("sshs_model_hash")
+        known = noted or self._hashes.known(path, f"lora/{name}", _database(path)) or ""
         return OnDisk(name, path, metadata, str(known))
 
     def _find(self, name: str) -> OnDisk | None:
@@ -202,8 +203,9 @@ class Networks:
                 return None
             loaded = Loaded(name, on_disk, mtime, weights.fingerprint(on_disk.path), layers)
         if not on_disk.hash:
-            skip = _data_start(on_disk.path)
-            on_disk.hash = self._hashes.of(on_disk.path, f"lora/{on_disk.name}", skip=skip) or ""
+            title, database = f"lora/{on_disk.name}", _database(on_disk.path)
+            skip = weights.read_header(on_disk.path).data_start if database == DATA else 0
+            on_disk.hash = self._hashes.of(on_disk.path, title, database, skip=skip) or ""
         return loaded
 
     def reset(self) -> None:
@@ -301,9 +303,9 @@ def _fits(layers: frozenset[Layer], width: int, *, unet: bool) -> bool:
 _SDXL_WIDTH = 2048
 
 
-def _data_start(path: Path) -> int:
-    """Return where a safetensors file's data begins: its hash is of the data alone.
+def _database(path: Path) -> str:
+    """Return where its hash is kept, which of a safetensors file is of the data alone.
 
     Source: A1111 1.10.1, modules/hashes.py, addnet_hash_safetensors; recorded: lora_space.
     """
-    return weights.read_header(path).data_start if path.suffix.lower() == ".safetensors" else 0
+    return DATA if path.suffix.lower() == ".safetensors" else FILES

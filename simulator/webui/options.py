@@ -7,6 +7,7 @@ Source: A1111 1.10.1, modules/options.py, and modules/processing.py, process_ima
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ _RESTRICTED = {"api_enable_requests", "api_forbid_local_requests", "api_useragen
 class Options:
     """The program's settings; `options["eta_ddim"]` is what was set or else the default."""
 
-    def __init__(self, file: Path) -> None:
-        """Read `file` (config.json) if it exists; `save` writes it."""
+    def __init__(self, file: Path, more: Mapping[str, dict[str, Any]] | None = None) -> None:
+        """Read `file` (config.json) if it exists; `save` writes it.
+
+        `more` are options besides A1111's, by name, with their JSON schema.
+        """
         self._file = file
-        self._schema: dict[str, dict[str, Any]] = catalogue.load("options")
+        self._schema: dict[str, dict[str, Any]] = {**catalogue.load("options"), **(more or {})}
         self.data: dict[str, Any] = {}
         if file.exists():
             self.data = json.loads(file.read_text("utf-8"))

@@ -6,12 +6,12 @@ postprocessing_gfpgan.py and postprocessing_codeformer.py, modules/upscaler.py.
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from PIL import Image
 
-from simulator.webui import catalogue, infotext, pictures
+from simulator.webui import infotext, pictures
 from simulator.webui.failure import HttpError, WebuiError
 from simulator.webui.networks import Networks
 from simulator.webui.options import Options
@@ -22,7 +22,7 @@ _NOTHING = "None"
 
 
 def extras(
-    image: Image.Image, fields: Mapping[str, Any], options: Options
+    image: Image.Image, fields: Mapping[str, Any], options: Options, upscalers: Collection[str]
 ) -> tuple[Image.Image, str]:
     """Return the processed picture and the page fragment that says what was done.
 
@@ -34,8 +34,8 @@ def extras(
     """
     said: dict[str, object] = {}
     result = image.convert("RGB")
-    first = _upscaler(fields["upscaler_1"])
-    second = _upscaler(fields["upscaler_2"])
+    first = _upscaler(fields["upscaler_1"], upscalers)
+    second = _upscaler(fields["upscaler_2"], upscalers)
     if first is not None:
         source = result
         result = _upscaled(source, first, fields, said)
@@ -55,10 +55,10 @@ def extras(
     return result, _paragraph(line)
 
 
-def _upscaler(name: str) -> str | None:
+def _upscaler(name: str, upscalers: Collection[str]) -> str | None:
     if name == _NOTHING:
         return None
-    if name not in catalogue.upscalers():
+    if name not in upscalers:
         raise WebuiError("AssertionError", f"could not find upscaler named {name}")
     return name
 

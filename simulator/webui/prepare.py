@@ -49,7 +49,7 @@ def prepare(job: Job, parts: Parts, model: Model, styles: dict[str, Style], stat
         job.tiling = options["tiling"]
     seed, subseed = _fixed(job.seed), _fixed(job.subseed)
     refiner = _named(job.refiner_checkpoint, _NO_REFINER, parts.checkpoints)
-    _note_model(job, parts, model)
+    _note_model(job, model)
     _set_prompts(job, [styles[name] for name in job.styles or [] if name in styles])
     _set_seeds(job, seed, subseed)
     parts.embeddings.reload(model.width, force=False)
@@ -61,7 +61,7 @@ def prepare(job: Job, parts: Parts, model: Model, styles: dict[str, Style], stat
     if not job.enable_hr:
         return Run(job, refiner, None, [])
     second = _named(job.hr_checkpoint_name, _NO_CHECKPOINT, parts.checkpoints)
-    hires.prepare(job, second)
+    hires.prepare(job, second, parts.upscalers)
     hires.count_jobs(job, state)
     return Run(job, refiner, second, [])
 
@@ -83,13 +83,13 @@ def _named(
     return found
 
 
-def _note_model(job: Job, parts: Parts, model: Model) -> None:
+def _note_model(job: Job, model: Model) -> None:
     checkpoint = model.get()
     if checkpoint is None:
         text = "'NoneType' object has no attribute 'sd_checkpoint_info'"
         raise WebuiError("AttributeError", text)
     job.model_name = checkpoint.stem
-    job.model_hash = None if parts.hashes.disabled else checkpoint.shorthash
+    job.model_hash = checkpoint.shorthash
     job.vae_name = model.vae.name if model.vae else None
     job.vae_hash = model.vae_hash()
 

@@ -10,19 +10,30 @@ import resource
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from simulator.webui import catalogue, infotext, job, pictures, postprocess, scripts
+from simulator.webui import (
+    catalogue,
+    forge,
+    infotext,
+    job,
+    pictures,
+    postprocess,
+    scripts,
+    upscalers,
+)
 from simulator.webui.checkpoints import Checkpoints
 from simulator.webui.embeddings import Embeddings
 from simulator.webui.failure import HttpError, WebuiError
-from simulator.webui.faults import Faults, Journal
+from simulator.webui.faults import Faults
 from simulator.webui.flags import Flags
 from simulator.webui.generate import Generator, Places
 from simulator.webui.hashes import HashCache
 from simulator.webui.job import Processed
+from simulator.webui.journal import Journal
 from simulator.webui.model import Model, Parts
 from simulator.webui.networks import Networks
 from simulator.webui.options import Options
@@ -44,25 +55,33 @@ class Program:
         self.queue = FifoLock()
         self.state = State()
         self.journal = Journal()
-        self.faults = Faults(
-            flags.step_ms, flags.load_s, flags.leak_mb, lambda: self.state.job != ""
-        )
-        self.faults.set({"faults": list(flags.faults)})
-        self.options = Options(flags.config_file)
-        self.hashes = HashCache(flags.data_dir, disabled=flags.no_hashing)
+        self.faults = Faults(is_interrupted=lambda: self.state.interrupted)
+        self.faults.set(flags.order)
+        self.options = Options(flags.config_file, forge.OPTIONS if flags.forge else {})
+        self.hashes = HashCache(flags.cache, self.faults.on_hash, disabled=flags.no_hashing)
         self.checkpoints = Checkpoints(flags, self.hashes)
         if flags.ckpt.exists():
             self.options.data["sd_model_checkpoint"] = next(iter(self.checkpoints.by_title))
         self.vaes = Vaes(flags, self.options)
         self.networks = Networks(flags, self.hashes)
-        self.embeddings = Embeddings(flags.embeddings_dir)
+        self.embeddings = Embeddings(flags.embeddings_dir, self.hashes)
         self.styles = read_styles(flags.styles_files)
+        self.upscalers = upscalers.found(
+            [flags.models_dir / "ESRGAN", Path(flags.shown["esrgan_models_path"])]
+        )
+        self._upscaler_names = [entry["name"] for entry in self.upscalers]
         parts = Parts(
-            self.options, self.hashes, self.checkpoints, self.vaes, self.networks, self.embeddings
+            self.options,
+            self.hashes,
+            self.checkpoints,
+            self.vaes,
+            self.networks,
+            self.embeddings,
+            self._upscaler_names,
         )
         self.model = Model(parts, self.faults.on_load)
         clockwork = Clockwork(
-            lambda: self.faults.step_ms / 1000, self.faults.at_step, _never_returning
+            lambda: self.faults.step_ms / 1000, lambda: self.faults.at("sampling"), _never_returning
         )
         nan = NanCheck(flags.shown["disable_nan_check"], flags.shown["no_half"])
         sampler = Sampler(self.model, self.state, clockwork, nan)
@@ -166,7 +185,10 @@ class Program:
     def _extras(self, images: list[Image.Image], fields: Fields) -> tuple[list[Image.Image], str]:
         self.state.begin("extras")
         try:
-            done = [postprocess.extras(image, fields, self.options) for image in images]
+            done = [
+                postprocess.extras(image, fields, self.options, self._upscaler_names)
+                for image in images
+            ]
         finally:
             self.state.end()
         return [image for image, _ in done], done[-1][1] if done else "<p></p>"
@@ -233,6 +255,7 @@ class Program:
             "sd_model_checkpoint": self.model.reload,
             "sd_vae": self.model.reload_vae,
             "sd_vae_overrides_per_model_preferences": self.model.reload_vae,
+            forge.MODULES: self.model.reload_vae,
         }
 
     def refresh_checkpoints(self) -> None:
@@ -279,7 +302,8 @@ class Program:
     def interrupt(self) -> Fields:
         """Answer interrupt."""
         self.journal.interrupts += 1
-        self.state.interrupted = True
+        if not self.faults.deafens():
+            self.state.interrupted = True
         return {}
 
     def skip(self) -> None:
@@ -287,17 +311,22 @@ class Program:
         self.state.skipped = True
 
     def memory(self) -> Fields:
-        """Answer memory: this process's, and no GPU."""
+        """Answer memory: this process's, and of the GPU that there is none, or what broke it."""
         page = resource.getpagesize()
         total = os.sysconf("SC_PHYS_PAGES") * page
         with open("/proc/self/statm") as file:  # noqa: PTH123 - one short line of the kernel's
             used = int(file.read().split()[1]) * page
         ram = {"free": float(total - used), "used": used, "total": float(total)}
-        return {"ram": ram, "cuda": {"error": "unavailable"}}
+        return {"ram": ram, "cuda": {"error": self.faults.broken or "unavailable"}}
 
     def counted(self) -> dict[str, int]:
         """Return the counters that the journal shows beside its own."""
-        return {"loads": self.model.loads, "lora_applies": self.networks.applications}
+        return {
+            "loads": self.model.loads,
+            "lora_applies": self.networks.applications,
+            "hashed": self.hashes.read_files,
+            "hashed_bytes": self.hashes.read_bytes,
+        }
 
 
 def _never_returning() -> None:

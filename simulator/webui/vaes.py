@@ -7,6 +7,7 @@ import glob
 import json
 from pathlib import Path
 
+from simulator.webui import forge
 from simulator.webui.flags import Flags
 from simulator.webui.folders import natural_key
 from simulator.webui.options import Options
@@ -51,6 +52,12 @@ class Vaes:
         """
         if self._flags.vae_path is not None:
             return self._flags.vae_path
+        if self._flags.forge:
+            modules = {Path(module) for module in self._options[forge.MODULES]}
+            return next((path for path in self.by_name.values() if path in modules), None)
+        return self._chosen(checkpoint)
+
+    def _chosen(self, checkpoint: Path) -> Path | None:
         chosen = self._options["sd_vae"]
         automatic = chosen in _AUTOMATIC
         if self._options["sd_vae_overrides_per_model_preferences"] and not automatic:

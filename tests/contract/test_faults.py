@@ -174,9 +174,15 @@ def test_it_can_die_while_idle(process: WebuiProcess, fault: Any, code: int) -> 
 
 def test_dying_while_idle_waits_for_the_running_job(process: WebuiProcess) -> None:
     process.generate()
-    process.faults(step_ms=20, faults=[{"kind": "die", "when": "idle", "delay_s": 0.1}])
+    process.faults(step_ms=20)
+    body = {"width": 64, "height": 64, "steps": 40}
+    with ThreadPoolExecutor(1) as aside:
+        running = aside.submit(requests.post, process.url + TXT2IMG, json=body, timeout=20)
+        while not process.get("progress").json()["state"]["job"]:
+            time.sleep(0.01)
+        process.faults(faults=[{"kind": "die", "when": "idle"}])
 
-    assert process.generate(steps=20)["images"]
+        assert running.result().status_code == 200
 
     assert process.process.wait(5) == -9
 

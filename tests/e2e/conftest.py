@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,32 @@ from tests.conftest import ROOT, Simulator, running
 
 
 @dataclass
-class Stack:
-    """Queue, model hosts, A1111 and one worker; each of them can be spoken to and killed."""
+class World:
+    """What is round a worker: queue and model hosts, as processes, and the folders it is given."""
 
     queue: Simulator
     hub: Simulator
-    webui: Simulator
-    files: Path
-    volume: Path
-    worker: subprocess.Popen[bytes]
-    log: Path
+    folder: Path
     env: dict[str, str]
-    digests: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str]
+
+    @property
+    def files(self) -> Path:
+        """What the hub serves."""
+        return self.folder / "hub"
+
+    @property
+    def volume(self) -> Path:
+        return self.folder / "volume"
+
+    @property
+    def links(self) -> Path:
+        return self.folder / "links"
+
+    @property
+    def log(self) -> Path:
+        """What the worker says."""
+        return self.folder / "worker.log"
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         url = self.env["RUNPOD_WEBHOOK_GET_JOB"].partition("/job-take/")[0] + path
@@ -98,6 +112,14 @@ class Stack:
         }
 
 
+@dataclass
+class Stack(World):
+    """With an A1111 beside the worker; each can be spoken to and killed."""
+
+    webui: Simulator
+    worker: subprocess.Popen[bytes]
+
+
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One worker for all tests of a module: what one job does must not show in the next."""
@@ -106,47 +128,65 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @contextlib.contextmanager
-def make_stack(folder: Path, *webui_flags: object, **environment: str) -> Iterator[Stack]:
-    """Start everything; in the values of `environment`, `{hub}` stands for the hub's URL."""
-    files, volume, links = folder / "hub", folder / "volume", folder / "links"
+def make_world(folder: Path) -> Iterator[World]:
+    """Start what is round a worker; an empty volume, three models on the hub."""
+    files = folder / "hub"
     digests = {
         "checkpoint": models.write_checkpoint(files / "Deliberate_v6.safetensors", seed="d"),
         "civitai": models.write_lora(files / "civitai" / "12345" / "l.safetensors", seed="l"),
         "lora": models.write_lora(files / "model.safetensors", seed="m"),
     }
-    volume.mkdir()
+    (folder / "volume").mkdir()
+    with running("queue", "--hold-s", 2) as queue, running("hub", "--root", files) as hub:
+        yield World(queue, hub, folder, queue.get("/simulator/env"), digests)
+
+
+@contextlib.contextmanager
+def started(
+    world: World, argv: list[str], port: int | str, environment: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a worker by `argv`, whose A1111 listens at `port`, and end all of its processes after."""
+    with world.log.open("wb") as out:
+        worker = subprocess.Popen(
+            argv,
+            cwd=world.folder,
+            env={
+                **os.environ,  # noqa: TID251 - a child's PATH
+                **world.env,
+                "RUNPOD_LOG_LEVEL": "INFO",
+                "A1111_CACHE_VOLUME": str(world.volume),
+                "A1111_CACHE_ALLOW_PRIVATE_HOSTS": "true",
+                "A1111_WEBUI_PORT": str(port),
+                "A1111_WEBUI_LINKS": str(world.links),
+                **{name: value.format(hub=world.hub.url) for name, value in environment.items()},
+            },
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield worker
+    finally:
+        worker.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(10)
+        # The SDK's ping process would outlive a worker that had to be killed.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+@contextlib.contextmanager
+def make_stack(folder: Path, *webui_flags: object, **environment: str) -> Iterator[Stack]:
+    """Start everything; in the values of `environment`, `{hub}` stands for the hub's URL."""
     with (
-        running("queue", "--hold-s", 2) as queue,
-        running("hub", "--root", files) as hub,
-        running("webui", "--models-dir", links, *webui_flags) as webui,
+        make_world(folder) as world,
+        running("webui", "--models-dir", world.links, *webui_flags) as webui,
+        started(
+            world,
+            [sys.executable, "-u", str(ROOT / "rp_handler.py")],
+            webui.url.rpartition(":")[2],
+            environment,
+        ) as worker,
     ):
-        env = queue.get("/simulator/env")
-        log = folder / "worker.log"
-        with log.open("wb") as out:
-            worker = subprocess.Popen(
-                [sys.executable, "-u", str(ROOT / "rp_handler.py")],
-                cwd=folder,
-                env={
-                    **os.environ,  # noqa: TID251 - a child's PATH
-                    **env,
-                    "RUNPOD_LOG_LEVEL": "INFO",
-                    "A1111_CACHE_VOLUME": str(volume),
-                    "A1111_CACHE_ALLOW_PRIVATE_HOSTS": "true",
-                    "A1111_WEBUI_PORT": webui.url.rpartition(":")[2],
-                    "A1111_WEBUI_LINKS": str(links),
-                    **{name: value.format(hub=hub.url) for name, value in environment.items()},
-                },
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            yield Stack(queue, hub, webui, files, volume, worker, log, env, digests)
-        finally:
-            worker.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(10)
-            # The SDK's ping process would outlive a worker that had to be killed.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+        yield Stack(**vars(world), webui=webui, worker=worker)

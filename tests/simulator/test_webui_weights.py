@@ -1,9 +1,12 @@
 """What the simulated WebUI reads from model files."""
 
 import io
+import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from simulator import models
 from simulator.webui import weights
 from simulator.webui.embeddings import Embeddings
 from simulator.webui.failure import WebuiError
-from simulator.webui.hashes import HashCache
+from simulator.webui.hashes import DATA, HashCache, Places
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_a_pickled_embedding_is_read_without_calling_what_it_names(
 ) -> None:
     content = {"string_to_param": {"*": Tensor(3, 768)}, "step": 10, "sd_checkpoint": "abc"}
     embedding(tmp_path / "made.pt", content)
-    embeddings = Embeddings(tmp_path)
+    embeddings = Embeddings(tmp_path, hash_cache(tmp_path))
 
     embeddings.reload(768, force=True)
 
@@ -113,7 +116,7 @@ def test_what_is_no_embedding_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "good.preview.png").write_bytes(b"x")
     embedding(tmp_path / "two.pt", {"string_to_param": {"a": Tensor(1, 768), "b": Tensor(1, 768)}})
     models.write_embedding(tmp_path / "good.safetensors", seed="g", base="sdxl")
-    embeddings = Embeddings(tmp_path)
+    embeddings = Embeddings(tmp_path, hash_cache(tmp_path))
 
     embeddings.reload(2048, force=True)
 
@@ -122,22 +125,30 @@ def test_what_is_no_embedding_is_passed_over(tmp_path: Path) -> None:
 
 def test_an_embedding_is_found_as_a_word_in_any_case(tmp_path: Path) -> None:
     models.write_embedding(tmp_path / "easy-neg.safetensors", seed="e")
-    embeddings = Embeddings(tmp_path)
+    embeddings = Embeddings(tmp_path, hash_cache(tmp_path))
     embeddings.reload(768, force=True)
 
     assert [one.name for one in embeddings.used_in("(Easy-Neg:1.2), x")] == ["easy-neg"]
     assert embeddings.used_in("uneasy-neg, easy-negs") == []
 
 
+def hash_cache(folder: Path, *, disabled: bool = False) -> HashCache:
+    return HashCache(
+        Places(folder / "cache", folder / "cache.json"), lambda _: None, disabled=disabled
+    )
+
+
 def test_a_hash_is_read_once_and_again_when_the_file_is_newer(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"one")
-    cache = HashCache(tmp_path, disabled=False)
+    cache = hash_cache(tmp_path)
     assert cache.known(path, "x") is None
     first = cache.of(path, "x")
+    assert (cache.read_files, cache.read_bytes) == (1, 3)
 
-    again = HashCache(tmp_path, disabled=False)
-    assert again.known(path, "x") == first
+    again = hash_cache(tmp_path)
+    assert again.of(path, "x") == first
+    assert again.read_files == 0
     path.write_bytes(b"two")
     later = path.stat().st_mtime + 5
     os.utime(path, (later, later))
@@ -147,4 +158,62 @@ def test_a_hash_is_read_once_and_again_when_the_file_is_newer(tmp_path: Path) ->
 
 def test_a_hash_of_a_file_that_is_gone_fails(tmp_path: Path) -> None:
     with pytest.raises(WebuiError, match="No such file or directory"):
-        HashCache(tmp_path, disabled=False).of(tmp_path / "gone", "x")
+        hash_cache(tmp_path).of(tmp_path / "gone", "x")
+
+
+def test_a_hash_that_another_process_wrote_is_known_at_once_and_through_a_link(
+    tmp_path: Path,
+) -> None:
+    file, link = tmp_path / "a", tmp_path / "link"
+    file.write_bytes(b"one")
+    link.symlink_to(file)
+    cache = hash_cache(tmp_path)
+    assert cache.known(link, "checkpoint/link") is None
+
+    write = (
+        "import sys, diskcache\n"
+        "database = diskcache.Cache(sys.argv[1])\n"
+        "database['checkpoint/link'] = {'mtime': float(sys.argv[2]), 'sha256': 'ab' * 32}\n"
+    )
+    mtime = str(file.stat().st_mtime)
+    arguments = [sys.executable, "-c", write, str(tmp_path / "cache" / "hashes"), mtime]
+    subprocess.run(arguments, check=True)
+
+    assert cache.of(link, "checkpoint/link") == "ab" * 32
+    assert cache.known(link, "checkpoint/link", DATA) is None
+    assert hash_cache(tmp_path, disabled=True).of(link, "checkpoint/link") == "ab" * 32
+
+
+def test_a_file_replaced_by_an_older_one_keeps_its_hash(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    cache = hash_cache(tmp_path)
+    first = cache.of(path, "x")
+
+    path.write_bytes(b"two")
+    os.utime(path, (1, 1))
+
+    assert cache.of(path, "x") == first
+
+
+def test_hashes_of_older_versions_are_taken_over_where_there_are_no_databases(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a"
+    path.touch()
+    old = {"hashes": {"x": {"mtime": 9e9, "sha256": "cd" * 32}}, "hashes-addnet": {}}
+    (tmp_path / "cache.json").write_text(json.dumps(old))
+
+    assert hash_cache(tmp_path).known(path, "x") == "cd" * 32
+    assert (tmp_path / "cache.json").exists()
+    (tmp_path / "cache.json").write_text("{")
+    assert hash_cache(tmp_path).known(path, "x") == "cd" * 32
+
+
+def test_hashes_of_older_versions_that_cannot_be_read_are_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.touch()
+    (tmp_path / "cache.json").write_text("{")
+
+    assert hash_cache(tmp_path).known(path, "x") is None
+    assert (tmp_path / "tmp" / "cache.json").read_text() == "{"

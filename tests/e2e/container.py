@@ -1,0 +1,205 @@
+"""A worker that the real start.sh started, so that A1111 is its own child: to be killed, hung, restarted.
+
+    with make_container(folder, {"step_ms": 20, "starts": [{"faults": […]}, {}]}) as container:
+        container.done({"prompt": "a cat"})
+        os.kill(container.webui_pid, signal.SIGKILL)
+
+What A1111 is told, at all of its starts and at each, is in simulator/webui/starts.py.
+"""
+
+import contextlib
+import dataclasses
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+from types import MappingProxyType
+from typing import Any
+
+import requests
+
+from simulator.webui import starts
+from tests.conftest import ROOT, running
+from tests.e2e.conftest import World, make_world, started
+
+# In place of A1111's interpreter: the simulator for A1111 itself, Python for whatever else is asked.
+WEBUI_PYTHON = """#!/bin/sh
+[ "$1 $2" = "-u launch.py" ] || exec {python} "$@"
+shift 2
+cd {root} && exec {python} -m simulator webui --starts {starts} "$@"
+"""
+
+
+@dataclass
+class Container(World):
+    """A worker with its A1111 as a child. A1111's port stays the same through restarts."""
+
+    worker: Popen[bytes]
+    port: int
+
+    def tell(self, **told: Any) -> None:
+        """Set what A1111 is told at its next starts; `starts` counts from the very first one."""
+        starts.tell(self.folder / "starts.json", told)
+
+    @property
+    def webui_pids(self) -> list[int]:
+        """The process of each start of A1111, that of the last one last."""
+        return starts.begun(self.folder / "starts.json")
+
+    @property
+    def webui_pid(self) -> int:
+        """The process of the last start, alive or not, once there is one."""
+        self.until(lambda: bool(self.webui_pids), "A1111 is started")
+        return self.webui_pids[-1]
+
+    def faults(self, **order: Any) -> None:
+        """Make the running A1111 misbehave, see simulator/webui/faults.py."""
+        requests.post(f"{self._url}/simulator/faults", json=order, timeout=10).raise_for_status()
+
+    def journal(self) -> dict[str, Any]:
+        """Return what the running A1111 was asked and did since its start."""
+        answer = requests.get(f"{self._url}/simulator/journal", timeout=10)
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def sent(self) -> list[dict[str, Any]]:
+        """Return what the running A1111 was asked to draw; without `status`, it is at it."""
+        entries: list[dict[str, Any]] = self.journal()["requests"]
+        return [entry for entry in entries if entry["path"].endswith(("/txt2img", "/img2img"))]
+
+    @property
+    def _url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def is_listening(self) -> bool:
+        """Return whether an A1111 answers."""
+        try:
+            self.journal()
+        except requests.RequestException:
+            return False
+        return True
+
+    def done(self, value: Any, within_s: float = 20) -> dict[str, Any]:
+        """Post `value` as a job's input and return the job once it has ended, well or not."""
+        job_id = self.run(value)
+        going = {"IN_QUEUE", "IN_PROGRESS"}
+        self.until(lambda: self.status(job_id)["status"] not in going, "the job's end", within_s)
+        return self.status(job_id)
+
+    def until(self, holds: Callable[[], bool], what: str, within_s: float = 20) -> None:
+        """Wait until `holds()`, looking every 20 ms; `what` is what is waited for, in words."""
+        deadline = time.monotonic() + within_s
+        while not holds():
+            said = self.log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline, f"{what}: not within {within_s} s\n{said}"
+            time.sleep(0.02)
+
+    @property
+    def processes(self) -> list[int]:
+        """Every process of the worker that is left: itself, A1111, what tells the queue that it lives."""
+        found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        return [pid for pid in found if not has_ended(pid) and _session_of(pid) == self.worker.pid]
+
+    @property
+    def private(self) -> list[Path]:
+        """What is on its way to the volume."""
+        return list((self.volume / "models" / ".worker" / "tmp").glob("*"))
+
+
+@contextlib.contextmanager
+def make_container(
+    folder: Path, told: Mapping[str, Any] = MappingProxyType({}), **environment: str
+) -> Iterator[Container]:
+    """Start everything; at the end no process is left, whatever the worker is by then.
+
+    Args:
+        folder: an empty one for hub, volume, links, A1111's data, logs.
+        told: what A1111 is told at its starts.
+        environment: the worker's, in whose values `{hub}` stands for the hub's URL.
+    """
+    with make_world(folder) as world, made_in(world, folder, told, **environment) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def hasty_world(folder: Path) -> Iterator[World]:
+    """Start what is round a worker, with a queue that gives a dead worker's job away after 6 s."""
+    with make_world(folder) as world, running("queue", "--time-scale", 5) as queue:
+        yield dataclasses.replace(world, queue=queue, env=queue.get("/simulator/env"))
+
+
+@contextlib.contextmanager
+def made_in(
+    world: World,
+    folder: Path,
+    told: Mapping[str, Any] = MappingProxyType({}),
+    **environment: str,
+) -> Iterator[Container]:
+    """Start a worker with a disk of its own in `folder`; see `make_container`.
+
+    In another folder than the world's it is another worker, of the same volume.
+    """
+    if folder != world.folder:
+        folder.mkdir()
+        (folder / "volume").symlink_to(world.volume)
+        world = dataclasses.replace(world, folder=folder)
+        environment = {"RUNPOD_POD_ID": folder.name, **environment}
+    port = _free_port()
+    (folder / "webui").mkdir()
+    (folder / "webui" / "launch.py").touch()
+    stand_in = folder / "webui-python"
+    told_in = folder / "starts.json"
+    stand_in.write_text(WEBUI_PYTHON.format(python=sys.executable, root=ROOT, starts=told_in))
+    stand_in.chmod(0o755)
+    starts.tell(told_in, told)
+    environment = {
+        "WORKER_PYTHON": sys.executable,
+        "WORKER_CACHE_DIR": str(folder / "cache"),
+        "WEBUI_DIR": str(folder / "webui"),
+        "WEBUI_PYTHON": str(stand_in),
+        "WEBUI_DATA_DIR": str(folder / "data"),
+        "WEBUI_MALLOC": "",
+        **environment,
+    }
+    with started(world, [str(ROOT / "start.sh")], port, environment) as worker:
+        yield Container(**vars(world), worker=worker, port=port)
+
+
+def require_answers(world: World) -> None:
+    """See that the queue got one answer for each job that ended, none for a cancelled one, none late."""
+    journal = world.queue.get("/simulator/journal")
+    assert journal["violations"] == []
+    assert [line for line in journal["late"] if ": result " in line] == []
+    expected = {"COMPLETED": 1, "FAILED": 1, "CANCELLED": 0}
+    wrong = [job for job in journal["jobs"] if job["answers"] != expected.get(job["status"])]
+    assert wrong == []
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether there is no such process, or but its remains, which nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
