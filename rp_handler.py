@@ -10,28 +10,30 @@ machine: the simulator stands in for A1111, and every answer says so.
 """
 
 import argparse
-import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
-from typing import Any
+from threading import Event, Thread
+from types import FrameType
 
 import rp_sdk
 from model_cache.cache import ModelCache
-from schemas.errors import BackendError, InternalError, InvalidInputError, WorkerError
-from schemas.result import Result
-from schemas.settings import CacheSettings, Settings, SettingsError
-from worker import local, logs, preload
+from rp_jobs import Jobs, saving
+from schemas.errors import InvalidInputError, WorkerError
+from schemas.settings import CacheSettings, Settings, SettingsError, WebuiSettings
+from worker import hardware, logs, preload
 from worker.client import WebuiClient
-from worker.process import WebuiProcess, spawn, wait_until_ready
+from worker.process import WebuiProcess, spawn
 from worker.run import Runner
+from worker.webui import State, Webui
 
 log = logging.getLogger("rp_handler")
 
@@ -40,57 +42,15 @@ DEMO_VOLUME = ROOT / ".demo" / "volume"
 OUTPUT = Path("output")
 EX_CONFIG = 78  # sysexits.h: the configuration is wrong
 STOP_GRACE_S = 10.0
-
-Run = Callable[[rp_sdk.Job, Event, Callable[[dict[str, Any]], None]], Result]
-
-
-def make_handler(run: Run, *, online: bool) -> rp_sdk.Handler:
-    """Return the coroutine that the SDK calls; the only place that catches everything.
-
-    It is async because only an async handler can be cancelled. A cancelled job's thread is waited
-    for, so that the next job does not find A1111 still at work.
-    Source: runpod-python 1.12.0, rp_scale.py cancels the task of a job that is to stop.
-    """
-
-    async def handler(job: rp_sdk.Job) -> dict[str, Any]:
-        logs.job_id.set(str(job.get("id", "")))
-        cancelled = Event()
-        progress = rp_sdk.ProgressSender(job, online=online)
-        work = asyncio.ensure_future(asyncio.to_thread(run, job, cancelled, progress.put))
-        try:
-            return dict(await asyncio.shield(work))
-        except asyncio.CancelledError:
-            cancelled.set()
-            await asyncio.wait({work})
-            log.info(f"cancelled: {work.exception()}")
-            raise
-        except WorkerError as error:
-            log.warning(f"{error.code}: {error}")
-            return error.as_response()
-        except Exception:
-            log.exception("a bug of this worker")
-            return InternalError(
-                "The worker failed unexpectedly.",
-                hint=f"The log of job {job.get('id')} has the details.",
-            ).as_response()
-        finally:
-            await progress.close()
-
-    return handler
+ASK_S = 2.0
 
 
-def saving(handler: rp_sdk.Handler) -> rp_sdk.Handler:
-    """Return `handler` for a local test: the result goes to files, the SDK prints their paths."""
+@dataclass(frozen=True)
+class Child:
+    """The A1111 that is ours: the process that runs, and how to make another."""
 
-    async def save(job: rp_sdk.Job) -> dict[str, Any]:
-        result = await handler(job)
-        if "images" in result:
-            files = local.save(result, OUTPUT, str(job["id"]))
-            sys.stdout.write("".join(f"wrote {file}\n" for file in files))
-            result["images"] = [str(file) for file in files[:-1]]
-        return result
-
-    return save
+    first: WebuiProcess
+    again: Callable[[], WebuiProcess]
 
 
 def is_developers_machine(environ: Mapping[str, str]) -> bool:
@@ -125,7 +85,7 @@ def with_volume(settings: Settings) -> Settings:
     )
 
 
-def simulated(settings: Settings, links: Path) -> tuple[Settings, WebuiProcess]:
+def simulated(settings: Settings, links: Path) -> tuple[Settings, Child]:
     """Start the simulator in place of A1111, on a small folder of models of its own.
 
     Args:
@@ -148,28 +108,26 @@ def simulated(settings: Settings, links: Path) -> tuple[Settings, WebuiProcess]:
         if (code := seed.wait()) != 0:
             raise SettingsError(f"The simulator could not write models to {cache.models} ({code}).")
     webui = settings.webui.model_copy(update={"port": port, "links": links})
-    child = spawn(
-        [
-            sys.executable,
-            "-m",
-            "simulator",
-            "webui",
-            "--port",
-            str(port),
-            "--models-dir",
-            str(links),
-        ],
-        ROOT,
-    )
-    return settings.model_copy(update={"cache": cache, "webui": webui}), child
+    argv = [
+        *(sys.executable, "-m", "simulator", "webui"),
+        *("--port", str(port), "--models-dir", str(links)),
+    ]
+
+    def start() -> WebuiProcess:
+        return spawn(argv, ROOT)
+
+    return settings.model_copy(update={"cache": cache, "webui": webui}), Child(start(), start)
 
 
-def adopted(arguments: argparse.Namespace) -> WebuiProcess | None:
+def adopted(arguments: argparse.Namespace) -> Child | None:
     """Return the A1111 that start.sh started before it became us, None if there is none."""
     if arguments.webui_pid is None:
         return None
     output = None if arguments.webui_log is None else os.fdopen(arguments.webui_log, "rb")
-    return WebuiProcess(arguments.webui_pid, output)
+    return Child(
+        WebuiProcess(arguments.webui_pid, output),
+        lambda: spawn([str(ROOT / "start.sh"), "webui"], ROOT),
+    )
 
 
 def opened(settings: CacheSettings, stack: ExitStack) -> ModelCache:
@@ -187,83 +145,118 @@ def opened(settings: CacheSettings, stack: ExitStack) -> ModelCache:
     return cache
 
 
-def started(settings: Settings, cache: ModelCache, child: WebuiProcess | None) -> Runner:
-    """Return a runner whose WebUI answers.
+def watched(settings: Settings, child: Child | None, client: WebuiClient) -> Webui:
+    """Return the WebUI that is kept alive from now on; whoever gets it must `stop` it."""
+
+    def answers() -> bool:
+        try:
+            client.get("memory", timeout_s=ASK_S)
+        except WorkerError:
+            return False
+        return True
+
+    return Webui(
+        child.first if child is not None else None,
+        child.again if child is not None else None,
+        answers,
+        ready_timeout_s=settings.webui.ready_timeout_s,
+        on_lost=rp_sdk.stop,
+    )
+
+
+def made(settings: Settings, cache: ModelCache, client: WebuiClient, webui: Webui) -> Runner:
+    """Return the runner, with every model that is there shown to A1111.
 
     Raises:
-        BackendError: the WebUI ended, or did not answer in time.
+        SettingsError: the folder of links cannot be written.
     """
-    client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
     try:
-        runner = Runner(cache, client, settings)
+        runner = Runner(
+            cache, client, webui, settings, max_rss_bytes=_max_rss_bytes(settings.webui)
+        )
         runner.show_models()
     except OSError as error:
         raise SettingsError(
             f"A1111_WEBUI_LINKS: {settings.webui.links}: {error.strerror}."
         ) from error
-
-    def answers() -> bool:
-        try:
-            client.get("memory", timeout_s=5)
-        except BackendError:
-            return False
-        return True
-
-    wait_until_ready(child, answers, timeout_s=settings.webui.ready_timeout_s)
     return runner
 
 
-def replacing(run: Run, child: WebuiProcess | None) -> Run:
-    """Return `run` with errors that ask for a new worker once A1111 is gone: nothing here revives it."""
+def _max_rss_bytes(settings: WebuiSettings) -> int | None:
+    if settings.max_rss_gb is not None:
+        return int(settings.max_rss_gb * 1e9)
+    return int(0.9 * hardware.memory_bytes()) or None
 
-    def watched(
-        job: rp_sdk.Job, cancelled: Event, report: Callable[[dict[str, Any]], None]
-    ) -> Result:
-        try:
-            return run(job, cancelled, report)
-        except BackendError as error:
-            error.refresh_worker = child is not None and child.exit_code() is not None
-            raise
 
-    return watched
+def wait_until_ready(runner: Runner, webui: Webui, settings: Settings) -> None:
+    """Return when the first job may come: with `eager` at once, else when A1111 answers.
+
+    Raises:
+        BackendError: A1111 ended, or did not answer in time.
+    """
+    if not settings.webui.eager:
+        webui.ready(Event())
+        if settings.webui.warm_up:
+            runner.warm_up()
+    elif settings.webui.warm_up:
+        Thread(target=runner.warm_up, name="warm-up", daemon=True).start()
 
 
 def main() -> int:
     """Start the worker and serve until the SDK ends; return the exit code."""
-    environ = os.environ  # noqa: TID251 - the one reader
+    # Until the SDK's loop has its own: what was started is to be ended.
+    signal.signal(signal.SIGTERM, _leave)
     arguments, rest = _parser().parse_known_args()
     sys.argv[1:] = rest  # the SDK parses what is left
-    online = "RUNPOD_WEBHOOK_GET_JOB" in environ
-    local_test = (
-        not online and "--rp_serve_api" not in rest and "RUNPOD_REALTIME_PORT" not in environ
-    )
     try:
+        _require_test_input(rest)
         with ExitStack() as stack:
-            _require_test_input(rest)
-            settings = Settings.from_env(environ)
-            logs.configure(settings.log.level, as_json="RUNPOD_ENDPOINT_ID" in environ)
-            child: WebuiProcess | None
-            if is_developers_machine(environ):
-                links = stack.enter_context(TemporaryDirectory(prefix="a1111-links-"))
-                settings, child = simulated(settings, Path(links))
-            else:
-                settings, child = with_volume(settings), adopted(arguments)
-            if child is not None:
-                stack.callback(child.stop, STOP_GRACE_S)
-            runner = started(settings, opened(settings.cache, stack), child)
-            handler = make_handler(replacing(runner.run, child), online=online)
-            if local_test:
-                # The SDK would bury the paths of the files under dumps of the result.
-                environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
-                handler = saving(handler)
-            rp_sdk.serve(handler)
+            return _serve(arguments, rest, stack)
     except SettingsError as error:
         sys.stderr.write(f"The settings are wrong:\n{error}\n")
         return EX_CONFIG
     except WorkerError as error:
         log.critical(f"{error.code}: {error}")
         return 1
-    return 0
+
+
+def _serve(arguments: argparse.Namespace, rest: list[str], stack: ExitStack) -> int:
+    environ = os.environ  # noqa: TID251 - the one reader
+    online = "RUNPOD_WEBHOOK_GET_JOB" in environ
+    local_test = (
+        not online and "--rp_serve_api" not in rest and "RUNPOD_REALTIME_PORT" not in environ
+    )
+    alone = is_developers_machine(environ)
+    settings = Settings.from_env(environ)
+    logs.configure(settings.log.level, as_json="RUNPOD_ENDPOINT_ID" in environ)
+    if local_test:
+        # The SDK would bury the paths of the files under dumps of the result.
+        environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
+    rp_sdk.preload()
+    child: Child | None
+    if alone:
+        links = stack.enter_context(TemporaryDirectory(prefix="a1111-links-"))
+        settings, child = simulated(settings, Path(links))
+    else:
+        settings, child = with_volume(settings), adopted(arguments)
+    client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
+    webui = watched(settings, child, client)
+    stack.callback(webui.stop, STOP_GRACE_S)
+    runner = made(settings, opened(settings.cache, stack), client, webui)
+    runner.health.start()
+    stack.callback(runner.health.stop)
+    wait_until_ready(runner, webui, settings)
+    jobs = Jobs(runner.run, settings.job, online=online, on_lost=rp_sdk.stop)
+    rp_sdk.serve(
+        saving(jobs.handle, OUTPUT) if local_test else jobs.handle,
+        on_stop=jobs.drain,
+        ready=lambda: settings.webui.eager or webui.state is not State.STARTING,
+    )
+    return 1 if webui.state is State.LOST else 0
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _require_test_input(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ Source of names, types and defaults: the OpenAPI schema that A1111 1.10.1 serves
 """
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -124,6 +125,7 @@ class Generation(BaseModel):
     tokens: dict[Literal["civitai", "huggingface"], SecretStr] = Field(default_factory=dict)
     max_download_gb: Float | None = Field(None, gt=0)
     max_download_s: Float | None = Field(None, gt=0)
+    previews: bool = False
 
     def webui_fields(self) -> dict[str, Any]:
         """Return what the caller set of A1111's own fields, and what we do not know, to be sent."""
@@ -207,6 +209,14 @@ OURS = frozenset(
         "tokens",
         "max_download_gb",
         "max_download_s",
+        "previews",
     }
 )
 Job = Txt2Img | Img2Img
+
+
+@dataclass(frozen=True)
+class Command:
+    """Something to do that is no generation: an envelope's endpoint under /v1/."""
+
+    name: Literal["health"]

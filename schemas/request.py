@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from schemas.errors import SHOWN_CHARS, InvalidInputError, shown
 from schemas.infotext import fields_of
-from schemas.job import Img2Img, Job, Txt2Img
+from schemas.job import Command, Img2Img, Job, Txt2Img
 from schemas.model_ref import LoraRef
 from schemas.settings import JobSettings
 
@@ -42,7 +42,7 @@ FREE_FORM = frozenset({"alwayson_scripts", "script_args"})
 class Request:
     """A parsed job: what is asked for, and what the caller should know about how it was read."""
 
-    job: Job
+    job: Job | Command
     warnings: tuple[str, ...]
 
 
@@ -63,6 +63,9 @@ def parse(value: object, limits: JobSettings) -> Request:
             field="input",
         )
     _refuse_unspeakable(value)
+    endpoint = _endpoint(value)
+    if endpoint == "v1/health":
+        return Request(Command("health"), ())
     fields, warnings = _known_names(_unwrapped(value))
     model = Img2Img if "init_images" in fields else Txt2Img
     _refuse_long_text(fields, limits.max_prompt_chars)
@@ -82,13 +85,12 @@ def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
     """Return the payload of the envelope form for txt2img and img2img, or the flat form itself."""
     if value.get("api") is None:
         return {name: entry for name, entry in value.items() if name != "api"}
-    api, payload = value["api"], value.get("payload")
-    endpoint = str(api.get("endpoint", "")).strip("/") if isinstance(api, dict) else ""
+    endpoint, payload = _endpoint(value), value.get("payload")
     route = endpoint.removeprefix("sdapi/v1/")
     if route not in {"txt2img", "img2img"}:
         raise InvalidInputError(
             f"The endpoint {shown(endpoint)} is not offered.",
-            hint='Use "txt2img" or "img2img".',
+            hint='Use "txt2img", "img2img" or "/v1/health".',
             field="api.endpoint",
         )
     if not isinstance(payload, dict):
@@ -102,6 +104,12 @@ def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
             "img2img needs `init_images`, and txt2img takes none.", field="payload.init_images"
         )
     return payload
+
+
+def _endpoint(value: dict[str, Any]) -> str:
+    """Return what an envelope calls, without the slashes round it; nothing for the flat form."""
+    api = value.get("api")
+    return str(api.get("endpoint", "")).strip("/") if isinstance(api, dict) else ""
 
 
 def _known_names(value: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -53,10 +53,16 @@ class Result(TypedDict):
 class Progress(TypedDict):
     """What RunPod shows as `output` while a job runs."""
 
-    stage: Literal["downloading", "sampling"]
+    stage: Literal["fetching", "loading", "sampling", "encoding", "uploading"]
     percent: int
+    """Of this stage; 0 where it cannot be known."""
     eta_s: NotRequired[float]
+    """Seconds that this stage will take yet."""
     step: NotRequired[int | None]
     steps: NotRequired[int | None]
+    detail: NotRequired[str]
+    """For people: which model, which picture of how many."""
     done_bytes: NotRequired[int]
     total_bytes: NotRequired[int | None]
+    preview: NotRequired[str]
+    """A small JPEG as base64, if the request asked for `previews`."""

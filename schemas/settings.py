@@ -1,8 +1,9 @@
 """The environment, parsed once at start into frozen values."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
 from schemas.model_ref import Kind
 
 PREFIX = "A1111_"
+_QUERY = re.compile(r"(\w+://[^\s?;]+)\?[^\s;]*")
 
 # Names that users have in their endpoints already.
 ALIASES = {
@@ -297,3 +299,25 @@ class Settings(Section):
                     for problem in problems
                 )
             ) from None
+
+    def changed(self) -> dict[str, Any]:
+        """Return the variables that differ from their defaults, with their values as JSON can say.
+
+        Of a secret only that it is set; a URL in a text loses its query, where tokens travel.
+        """
+        found: dict[str, Any] = {}
+        for name, section in self:
+            for field, value in section:
+                if value != type(section).model_fields[field].default:
+                    found[f"{PREFIX}{name}_{field}".upper()] = _shown(value)
+        return found
+
+
+def _shown(value: object) -> Any:
+    if isinstance(value, SecretStr):
+        return "set"
+    if isinstance(value, tuple):
+        return [str(part) for part in value]
+    if isinstance(value, Path | str):
+        return _QUERY.sub(r"\1?…", str(value))
+    return value

@@ -1,6 +1,5 @@
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +9,33 @@ from typing import Any
 import pytest
 
 import rp_handler
-from rp_handler import is_developers_machine, make_handler, replacing, saving, with_volume
-from schemas.errors import BackendCrashedError, InvalidInputError, WorkerError
-from schemas.settings import CacheSettings, Settings, SettingsError
-from worker.process import spawn
+from rp_handler import is_developers_machine, with_volume
+from rp_jobs import Jobs, Run, saving
+from schemas.errors import (
+    BackendCrashedError,
+    InvalidInputError,
+    JobCancelledError,
+    WorkerError,
+)
+from schemas.settings import CacheSettings, JobSettings, Settings, SettingsError
 
 JOB = {"id": "j", "input": {}}
+
+
+def jobs(run: Run, *, timeout_s: float = 60, drain_s: float = 60, **how: Any) -> Jobs:
+    return Jobs(run, JobSettings(timeout_s=timeout_s, drain_s=drain_s), online=False, **how)
 
 
 def handled(error: Exception) -> dict[str, Any]:
     def fail(_job: dict[str, Any], _cancelled: Event, _report: Callable[..., None]) -> Any:
         raise error
 
-    return asyncio.run(make_handler(fail, online=False)(JOB))
+    return asyncio.run(jobs(fail).handle(JOB))
+
+
+def until_cancelled(_job: dict[str, Any], cancelled: Event, _report: Callable[..., None]) -> Any:
+    assert cancelled.wait(5)
+    raise JobCancelledError("The job was cancelled.")
 
 
 def test_a_mistake_in_the_request_is_an_answer_with_its_code() -> None:
@@ -43,19 +56,55 @@ def test_no_error_asks_for_a_new_worker_by_itself() -> None:
     assert handled(lost)["refresh_worker"] is True
 
 
-@pytest.mark.parametrize("alive", [True, False])
-def test_only_a_dead_a1111_asks_for_a_new_worker(*, alive: bool) -> None:
-    child = spawn([sys.executable, "-c", "import time; time.sleep(60)"], Path.cwd())
-    if not alive:
-        child.stop(1)
+def test_an_error_that_asks_for_a_new_worker_ends_this_one() -> None:
+    lost: list[str] = []
+    error = BackendCrashedError("gone for good.")
 
     def fail(_job: dict[str, Any], _cancelled: Event, _report: Callable[..., None]) -> Any:
-        raise BackendCrashedError("A1111 closed the connection.")
+        raise error
 
-    answer = asyncio.run(make_handler(replacing(fail, child), online=False)(JOB))
-    child.stop(1)
+    asyncio.run(jobs(fail, on_lost=lambda: lost.append("asked")).handle(JOB))
+    assert lost == []
 
-    assert answer.get("refresh_worker", False) is not alive
+    error.refresh_worker = True
+    asyncio.run(jobs(fail, on_lost=lambda: lost.append("asked")).handle(JOB))
+    assert lost == ["asked"]
+
+
+def test_a_job_that_takes_too_long_is_told_so() -> None:
+    answer = asyncio.run(jobs(until_cancelled, timeout_s=0.05).handle(JOB))
+
+    assert answer["code"] == "JOB_TIMED_OUT"
+    assert answer["error"].startswith("JOB_TIMED_OUT: The job took longer than 0.05 s.")
+
+
+def test_a_job_that_outlives_the_drain_is_told_so_and_so_is_a_later_one() -> None:
+    async def drained() -> list[dict[str, Any]]:
+        running = jobs(until_cancelled, drain_s=0.05)
+        first = asyncio.create_task(running.handle(JOB))
+        await asyncio.sleep(0.01)
+        running.drain()
+        return [await first, await running.handle(JOB)]
+
+    answers = asyncio.run(drained())
+
+    assert [answer["code"] for answer in answers] == ["WORKER_STOPPED"] * 2
+    assert all(answer["retryable"] for answer in answers)
+
+
+def test_a_job_that_ends_within_the_drain_has_its_answer() -> None:
+    def work(_job: dict[str, Any], cancelled: Event, _report: Callable[..., None]) -> Any:
+        assert not cancelled.wait(0.1)
+        return {"images": []}
+
+    async def drained() -> dict[str, Any]:
+        running = jobs(work, drain_s=5)
+        task = asyncio.create_task(running.handle(JOB))
+        await asyncio.sleep(0.01)
+        running.drain()
+        return await task
+
+    assert asyncio.run(drained()) == {"images": []}
 
 
 def test_a_bug_never_leaks_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
@@ -88,7 +137,7 @@ def test_a_cancelled_job_is_told_and_its_thread_is_waited_for() -> None:
         raise InvalidInputError("whatever comes of it is not told")
 
     async def cancel() -> None:
-        task = asyncio.create_task(make_handler(work, online=False)(JOB))
+        task = asyncio.create_task(jobs(work).handle(JOB))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -106,7 +155,7 @@ def test_jobs_do_not_block_the_loop() -> None:
         return {"images": []}
 
     async def both() -> dict[str, Any]:
-        task = asyncio.create_task(make_handler(work, online=False)(JOB))
+        task = asyncio.create_task(jobs(work).handle(JOB))
         await asyncio.sleep(0.05)
         release.set()
         return await task
@@ -122,7 +171,7 @@ def test_a_local_test_leaves_files_and_prints_them(
     def work(_job: dict[str, Any], _cancelled: Event, _report: Callable[..., None]) -> Any:
         return {"images": ["iVBORw0KGgo="], "info": "{}"}
 
-    answer = asyncio.run(saving(make_handler(work, online=False))(JOB))
+    answer = asyncio.run(saving(jobs(work).handle, Path("output"))(JOB))
 
     assert answer["images"] == ["output/j-0.png"]
     assert capsys.readouterr().out == "wrote output/j-0.png\nwrote output/j.json\n"

@@ -1,6 +1,7 @@
 """HTTP to the A1111 on loopback: its answers, or our errors. Knows routes, not their meaning."""
 
 import json
+import re
 from typing import Any
 
 import requests
@@ -9,6 +10,7 @@ import urllib3
 from schemas.errors import (
     BackendCrashedError,
     BackendFailedError,
+    BackendNotReadyError,
     BackendOutOfMemoryError,
     BackendStalledError,
     InvalidInputError,
@@ -19,6 +21,14 @@ from schemas.result import Backend
 API = "/sdapi/v1/"
 CONNECT_S = 2.0
 WORDS_CHARS = 500
+
+# After these the process can do nothing more on the GPU: errors of its context are sticky.
+# Source: CUDA Runtime API, cudaError_t ("leaves the process in an inconsistent state").
+_BROKEN_GPU = re.compile(
+    r"CUDA error: (?!out of memory|no kernel image)|CUBLAS_STATUS_(?!ALLOC)|cuDNN error|device-side assert"
+)
+_NO_KERNEL = "no kernel image is available"
+_OUT_OF_MEMORY = re.compile(r"out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
 class WebuiClient:
@@ -43,19 +53,24 @@ class WebuiClient:
         """Return the JSON that A1111 answers to GET `route` (below /sdapi/v1/)."""
         return self._call("GET", route, None, timeout_s)
 
-    def post(self, route: str, body: dict[str, Any] | None = None, *, timeout_s: float) -> Any:
+    def post(
+        self, route: str, body: dict[str, Any] | None = None, *, timeout_s: float | None
+    ) -> Any:
         """Send `body` to `route` (below /sdapi/v1/) and return the JSON of the answer.
 
         Raises:
+            BackendNotReadyError: nobody listens, so nothing was asked.
             InvalidInputError: A1111 refused the request; its own words are the message.
             BackendOutOfMemoryError: the GPU's memory did not suffice.
             BackendFailedError: A1111 failed (5xx), or answered something that is not JSON.
             BackendStalledError: no answer within `timeout_s` seconds.
-            BackendCrashedError: nobody listens, or the connection broke.
+            BackendCrashedError: the connection broke, or the GPU's state is broken.
         """
         return self._call("POST", route, body, timeout_s)
 
-    def _call(self, method: str, route: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
+    def _call(
+        self, method: str, route: str, body: dict[str, Any] | None, timeout_s: float | None
+    ) -> Any:
         try:
             with self._session.request(
                 method,
@@ -72,8 +87,12 @@ class WebuiClient:
             raise InvalidInputError("The request holds a value that JSON cannot say.") from error
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise BackendStalledError(
-                f"A1111 gave no answer to {route} in {timeout_s:g} s."
+                f"A1111 gave no answer to {route} in {timeout_s or CONNECT_S:g} s."
             ) from error
+        except requests.ConnectionError as error:
+            if _is_refusal(error):
+                raise BackendNotReadyError("A1111 does not listen.") from error
+            raise BackendCrashedError(f"A1111 closed the connection during {route}.") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise BackendCrashedError(f"A1111 closed the connection during {route}.") from error
         if expected is not None and len(data) != int(expected):
@@ -81,6 +100,12 @@ class WebuiClient:
         if response.ok:
             return _parsed(data, route)
         raise failure(response.status_code, data)
+
+
+def _is_refusal(error: requests.ConnectionError) -> bool:
+    """Tell whether the connection was never made."""
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(cause, urllib3.exceptions.NewConnectionError)
 
 
 def _parsed(data: bytes, route: str) -> Any:
@@ -115,11 +140,21 @@ def failure(status: int, data: bytes) -> WorkerError:
     else:
         words = str(detail or answer.get("errors") or kind or f"status {status}")
     words = words[:WORDS_CHARS]
-    if kind == "OutOfMemoryError" or "CUDA out of memory" in words:
+    if kind == "OutOfMemoryError" or _OUT_OF_MEMORY.search(words):
         return BackendOutOfMemoryError(
             "The GPU's memory does not suffice for this request.",
             hint="Ask for a smaller size or batch_size.",
         )
+    if _NO_KERNEL in words:
+        return BackendFailedError(
+            "This image's PyTorch has no program for this GPU.",
+            hint="Use the image for CUDA 12.8, or another GPU.",
+        )
+    if _BROKEN_GPU.search(words):
+        return BackendCrashedError(f"The state of the GPU is broken: {words}.")
     if status < 500 or kind == "HTTPException":
         return InvalidInputError(f"A1111 refused the request: {words}.")
-    return BackendFailedError(f"A1111 failed: {f'{kind}: ' if kind else ''}{words}.")
+    return BackendFailedError(
+        f"A1111 failed: {f'{kind}: ' if kind else ''}{words}.",
+        **({"exception": kind} if kind else {}),
+    )

@@ -9,7 +9,7 @@ them, and so reads each file over the network a second time; unless its database
                                           "vae"                            one key for all VAEs
     <data>/cache/hashes-addnet/cache.db   "lora/ink"                       of what follows the header
 
-An entry holds while `mtime` is that of the file, which A1111 reads through the link. The database is
+An entry holds until the file, which A1111 looks at through the link, is newer than `mtime`. The database is
 SQLite in write-ahead mode and may be written while A1111 runs.
 
 Source: A1111 1.10.1, modules/cache.py (make_cache), modules/hashes.py (sha256_from_cache),

@@ -30,6 +30,10 @@ BROKEN = (
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
+_PREVIEW_SIDE_PX = 256
+_PREVIEW_QUALITY = 60
+
+
 def checked(job: Generation, max_pixels: int) -> dict[str, Any]:
     """Return the image fields of `job` as plain base64.
 
@@ -86,3 +90,20 @@ def _require_picture(data: bytes, field: str, max_pixels: int) -> None:
         raise InvalidInputError(
             f"`{field}` has {width} x {height} pixels; the limit is {max_pixels}.", field=field
         )
+
+
+def small_jpeg(text: str | None) -> str | None:
+    """Return a picture of A1111's, as base64, as a small JPEG of at most 256 x 256 pixels.
+
+    None without one, or if it cannot be read: a preview is worth no error.
+    """
+    if not text:
+        return None
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS) as picture:
+            picture.thumbnail((_PREVIEW_SIDE_PX, _PREVIEW_SIDE_PX))
+            small = io.BytesIO()
+            picture.convert("RGB").save(small, "JPEG", quality=_PREVIEW_QUALITY)
+    except BROKEN:
+        return None
+    return base64.b64encode(small.getvalue()).decode()

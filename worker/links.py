@@ -9,6 +9,7 @@ sub-folders it came from; characters that its tag syntax cannot carry are replac
 and a pickle has a suffix that A1111 looks for. A1111 follows links. Source: A1111 1.10.1, modules/shared.py, walk_files (os.walk, followlinks).
 """
 
+import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,6 +39,7 @@ class LinkFolder:
         self._links: dict[Kind, dict[Path, Path]] = {kind: {} for kind in Kind}
         """Model file -> its link, whose stem is its name for A1111."""
         self._states: dict[Path, tuple[int, int]] = {}
+        self._changed: dict[Kind, float] = {}
         # Names are never used twice: A1111 does not load again what it has loaded under a name.
         self._used: dict[Kind, set[str]] = {kind: set() for kind in Kind}
         for kind in Kind:
@@ -46,6 +48,11 @@ class LinkFolder:
             for stale in folder.iterdir():  # of an earlier start: names may mean other files now
                 if stale.is_symlink():
                     stale.unlink()
+
+    def changed(self, kind: Kind) -> float:
+        """Return when the links of a kind changed last, by the monotonic clock."""
+        with self._lock:
+            return self._changed.get(kind, float("-inf"))
 
     def show(self, model: CachedModel) -> tuple[str, bool]:
         """Link `model`; return its name for A1111, without suffix, and whether the link is new.
@@ -69,6 +76,7 @@ class LinkFolder:
             self._link(model.path, link)
             links[model.path] = link
             self._states[model.path] = state
+            self._changed[model.kind] = time.monotonic()
             return name, True
 
     def show_only(self, kind: Kind, models: Iterable[CachedModel]) -> bool:
@@ -78,6 +86,7 @@ class LinkFolder:
             gone = [path for path in self._links[kind] if path not in wanted]
             for path in gone:
                 self._links[kind].pop(path).unlink(missing_ok=True)
+                self._changed[kind] = time.monotonic()
         added = [self.show(model)[1] for model in wanted.values()]
         return bool(gone) or any(added)
 
@@ -87,6 +96,7 @@ class LinkFolder:
             link = self._links[model.kind].pop(model.path, None)
             if link is not None:
                 link.unlink(missing_ok=True)
+                self._changed[model.kind] = time.monotonic()
 
     def path_of(self, kind: Kind, name: str) -> Path | None:
         """Return the model file behind a link's name, None if there is no such link."""

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
+from typing import Any
 
 from model_cache.cache import ModelCache
 from model_cache.models import CachedModel, Ensured, Progress
@@ -21,7 +22,7 @@ from schemas.errors import (
 from schemas.job import Generation, Txt2Img
 from schemas.model_ref import SUFFIX, Kind, ModelRef, parse_ref
 from worker import overrides
-from worker.progress import Report
+from worker.watch import Report
 
 LOOK_S = 0.1
 REPORT_S = 1.0
@@ -125,9 +126,12 @@ class _Downloads:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._seen: dict[str, Progress] = {}
-        self._told = time.monotonic()
+        self._start = self._told = time.monotonic()
+        self._had: dict[str, int] = {}
+        """What was there of each file when it was first seen: an earlier job may have begun."""
 
     def note(self, field: str, progress: Progress) -> None:
+        self._had.setdefault(field, progress.done_bytes)
         self._seen[field] = progress
 
     def tell(self) -> None:
@@ -139,14 +143,22 @@ class _Downloads:
         done = sum(progress.done_bytes for progress in seen)
         sizes = [progress.total_bytes for progress in seen]
         total = sum(size or 0 for size in sizes) if all(sizes) else None
-        self._report(
-            {
-                "stage": "downloading",
-                "percent": round(100 * done / total) if total else 0,
-                "done_bytes": done,
-                "total_bytes": total,
-            }
-        )
+        told: dict[str, Any] = {
+            "stage": "fetching",
+            "percent": round(100 * done / total) if total else 0,
+            "done_bytes": done,
+            "total_bytes": total,
+            "detail": f"{len(seen)} model{'s' if len(seen) > 1 else ''}, {_gb(done)}"
+            + (f" of {_gb(total)}" if total else ""),
+        }
+        came = done - sum(self._had.values())
+        if total and came > 0:
+            told["eta_s"] = round((total - done) * (now - self._start) / came, 1)
+        self._report(told)
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"
 
 
 def require_agreement(job: Generation, found: Mapping[str, Ensured]) -> None:

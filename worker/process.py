@@ -1,4 +1,4 @@
-"""The WebUI child process: its output, its end, its first answer. Knows nothing of its API."""
+"""The WebUI child process: its output, its size, its end. Knows nothing of its API."""
 
 import logging
 import os
@@ -7,17 +7,17 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from threading import Lock, Thread
 from typing import IO
-
-from schemas.errors import BackendCrashedError, BackendNotReadyError
 
 log = logging.getLogger(__name__)
 
 KEPT_LINES = 40
 LOOK_S = 0.05
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# What a process printed last may still be on its way when its end is seen.
+_LAST_WORDS_S = 1.0
 
 
 class WebuiProcess:
@@ -40,8 +40,12 @@ class WebuiProcess:
         self._lock = Lock()
         self._code: int | None = None
         self._last: deque[str] = deque(maxlen=KEPT_LINES)
+        self._reader: Thread | None = None
         if output is not None:
-            Thread(target=self._pass_on, args=(output,), name="webui-log", daemon=True).start()
+            self._reader = Thread(
+                target=self._pass_on, args=(output,), name="webui-log", daemon=True
+            )
+            self._reader.start()
 
     def exit_code(self) -> int | None:
         """Return the exit code, negative for a signal, or None while it runs."""
@@ -65,7 +69,20 @@ class WebuiProcess:
 
     def last_lines(self) -> str:
         """Return the end of its output, for a message about its end."""
+        if self._reader is not None and self.exit_code() is not None:
+            self._reader.join(_LAST_WORDS_S)
         return "\n".join(self._last)
+
+    def rss_bytes(self) -> int | None:
+        """Return the memory that it occupies, None once it has ended.
+
+        Source: proc(5), /proc/pid/statm: the second number counts resident pages.
+        """
+        try:
+            fields = Path(f"/proc/{self.pid}/statm").read_text().split()
+            return int(fields[1]) * _PAGE_BYTES
+        except (OSError, IndexError):
+            return None
 
     def stop(self, grace_s: float) -> None:
         """End it: SIGTERM, then SIGKILL after `grace_s` seconds. Does nothing if it has ended."""
@@ -87,42 +104,14 @@ class WebuiProcess:
 
 
 def spawn(argv: list[str], cwd: Path) -> WebuiProcess:
-    """Start `argv` as a child that dies with us, where the system can promise that."""
+    """Start `argv` as a child that dies with us, where the system can promise that.
+
+    To be called from a thread that lasts as long as the child is to live: the kernel ends the child
+    with the thread that made it. Source: prctl(2), PR_SET_PDEATHSIG.
+    """
     if setpriv := shutil.which("setpriv"):
         argv = [setpriv, "--pdeathsig", "KILL", *argv]
     child = subprocess.Popen(
         argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     return WebuiProcess(child.pid, child.stdout, child)
-
-
-def wait_until_ready(
-    process: WebuiProcess | None,
-    answers: Callable[[], bool],
-    *,
-    timeout_s: float,
-    interval_s: float = 0.25,
-) -> None:
-    """Return at the first answer of the WebUI.
-
-    Args:
-        process: the child to watch; None if the WebUI was started by somebody else.
-        answers: asks a cheap route; True once it answers.
-        timeout_s: seconds from now.
-        interval_s: pause between two looks.
-
-    Raises:
-        BackendCrashedError: the child ended; its last lines are in the message.
-        BackendNotReadyError: no answer in time.
-    """
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if process is not None and (code := process.exit_code()) is not None:
-            raise BackendCrashedError(
-                f"A1111 ended with code {code} while starting. {process.last_lines()}"
-            )
-        if answers():
-            return
-        time.sleep(interval_s)
-    words = process.last_lines() if process is not None else ""
-    raise BackendNotReadyError(f"A1111 did not answer within {timeout_s:g} s. {words}".strip())

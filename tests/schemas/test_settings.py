@@ -35,3 +35,24 @@ def test_tokens_under_their_usual_names_arrive_and_do_not_print() -> None:
     assert settings.cache.hf_token is not None
     assert settings.cache.hf_token.get_secret_value() == "hf-s3cr3t"
     assert "s3cr3t" not in repr(settings)
+
+
+def test_what_differs_from_the_defaults_is_told_without_secrets() -> None:
+    settings = Settings.from_env(
+        {
+            "A1111_WEBUI_PORT": "3000",
+            "A1111_WEBUI_EAGER": "true",
+            "CIVITAI_TOKEN": "abc",
+            "A1111_CACHE_ALLOW_PICKLE": "vae",
+            "A1111_CACHE_VOLUME": "/data",
+            "A1111_CACHE_PRELOAD": "lora https://example.org/x?token=abc;lora y",
+        }
+    )
+
+    assert settings.changed() == {
+        "A1111_CACHE_VOLUME": "/data",
+        "A1111_CACHE_ALLOW_PICKLE": ["vae"],
+        "A1111_CACHE_PRELOAD": "lora https://example.org/x?…;lora y",
+        "A1111_CACHE_CIVITAI_TOKEN": "set",
+        "A1111_WEBUI_EAGER": True,
+    }

@@ -9,6 +9,7 @@ import pytest
 from schemas.errors import (
     BackendCrashedError,
     BackendFailedError,
+    BackendNotReadyError,
     BackendOutOfMemoryError,
     BackendStalledError,
     InvalidInputError,
@@ -71,8 +72,8 @@ def test_no_answer_in_time_is_a_stall(odd_server: WebuiClient) -> None:
         odd_server.get("slow", timeout_s=0.2)
 
 
-def test_nobody_listening_is_a_crash() -> None:
-    with pytest.raises(BackendCrashedError):
+def test_nobody_listening_means_that_nothing_was_asked() -> None:
+    with pytest.raises(BackendNotReadyError):
         WebuiClient("http://127.0.0.1:9").post("txt2img", {}, timeout_s=1)
 
 
@@ -96,9 +97,9 @@ def test_nobody_listening_is_a_crash() -> None:
         ),
         pytest.param(
             500,
-            {"error": "RuntimeError", "detail": "", "errors": "CUDA error: oops"},
+            {"error": "RuntimeError", "detail": "", "errors": "shapes do not match"},
             BackendFailedError,
-            "RuntimeError: CUDA error",
+            "RuntimeError: shapes do not",
             id="handler",
         ),
         pytest.param(
@@ -107,6 +108,40 @@ def test_nobody_listening_is_a_crash() -> None:
             BackendOutOfMemoryError,
             "memory",
             id="out of memory",
+        ),
+        pytest.param(
+            500,
+            {
+                "error": "RuntimeError",
+                "errors": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+            },
+            BackendOutOfMemoryError,
+            "memory",
+            id="out of memory in cuBLAS",
+        ),
+        pytest.param(
+            500,
+            {"error": "AcceleratorError", "errors": "CUDA error: device-side assert triggered"},
+            BackendCrashedError,
+            "The state of the GPU is broken: CUDA error: device-side",
+            id="a CUDA context that does not recover",
+        ),
+        pytest.param(
+            500,
+            {"error": "RuntimeError", "errors": "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"},
+            BackendCrashedError,
+            "cuDNN",
+            id="cuDNN",
+        ),
+        pytest.param(
+            500,
+            {
+                "error": "RuntimeError",
+                "errors": "CUDA error: no kernel image is available for execution on the device",
+            },
+            BackendFailedError,
+            "no program for this GPU",
+            id="the wrong flavour for the GPU",
         ),
         pytest.param(
             500,

@@ -166,7 +166,7 @@ def test_models_come_together_and_progress_is_told(
 
     assert {field: ensured.cached for field, ensured in found.items()} == {"a": False, "b": False}
     assert told
-    assert told[0]["stage"] == "downloading"
+    assert told[0]["stage"] == "fetching"
     assert told[-1]["total_bytes"] == 600_000
 
 

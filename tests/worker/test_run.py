@@ -31,6 +31,7 @@ from schemas.errors import (
 from schemas.settings import CacheSettings, OutputSettings, Settings, WebuiSettings
 from simulator import models as files
 from tests.conftest import Simulator, running
+from tests.worker.keeping import kept
 from worker.client import WebuiClient
 from worker.run import Runner
 
@@ -86,7 +87,7 @@ def settings(folder: Path, webui: Simulator, **changes: Any) -> Settings:
 
 def runner(configured: Settings) -> Runner:
     client = WebuiClient(f"http://127.0.0.1:{configured.webui.port}")
-    made = Runner(ModelCache(configured.cache), client, configured)
+    made = Runner(ModelCache(configured.cache), client, kept(client), configured)
     made.show_models()
     return made
 

@@ -1,0 +1,197 @@
+"""The real SDK loop in a process of its own, with a handler of a few lines, at the simulated queue."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import ROOT, Simulator, running
+
+HERE = Path(__file__).parent
+# Longer than any test waits: what ends a poll sooner is what the test is about.
+HOLD_S = 20
+TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+
+
+class Door:
+    """The only way from a worker to its queue."""
+
+    def __init__(self, url: str) -> None:
+        self._target = url.rpartition(":")[2]
+        self._port = "0"
+        self._process = self._opened()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def open(self) -> None:
+        self._process = self._opened()
+
+    def close(self) -> None:
+        """Drop all connections, and refuse new ones."""
+        self._process.kill()
+        with self._process:
+            pass  # it waits, and closes the pipe
+
+    def _opened(self) -> subprocess.Popen[str]:
+        argv = [sys.executable, str(HERE / "door.py"), self._port, self._target]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        self._port = process.stdout.readline().strip()
+        return process
+
+
+@dataclass
+class Worker:
+    """One worker and its queue."""
+
+    queue: Simulator
+    door: Door
+    process: subprocess.Popen[bytes]
+    closed: Path
+    log_file: Path
+    key: str
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def run(self, beside: dict[str, Any] | None = None, **wish: Any) -> str:
+        return str(self._call("POST", "/run", {**(beside or {}), "input": wish})["id"])
+
+    def cancel(self, job_id: str) -> None:
+        self._call("POST", f"/cancel/{job_id}")
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        job: dict[str, Any] = self._call("GET", f"/status/{job_id}")
+        return job
+
+    def wait(self, job_id: str, *statuses: str, within_s: float = 15) -> dict[str, Any]:
+        """Return the job once its status is one of these; by default: once it has ended."""
+        job: dict[str, Any] = {}
+
+        def ended() -> bool:
+            job.update(self.status(job_id))
+            return job["status"] in (statuses or TERMINAL)
+
+        until(ended, within_s)
+        return job
+
+    def journal(self) -> dict[str, Any]:
+        journal: dict[str, Any] = self.queue.get("/simulator/journal")
+        return journal
+
+    def requests(self, route: str) -> list[dict[str, Any]]:
+        return [request for request in self.journal()["requests"] if request["route"] == route]
+
+    def fault(self, **fault: Any) -> None:
+        self.queue.post("/simulator/faults", fault)
+
+    def mend(self) -> None:
+        response = requests.delete(f"{self.queue.url}/simulator/faults", timeout=10)
+        assert response.ok, response.text
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        url = f"{self.queue.url}/v2/sim{path}"
+        headers = {"Authorization": self.key}
+        response = requests.request(method, url, json=body, headers=headers, timeout=10)
+        assert response.ok, response.text
+        return response.json()
+
+
+def until(holds: Callable[[], bool], within_s: float = 10) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.02)
+
+
+def children(pid: int) -> set[int]:
+    """Return the processes that `pid` started; empty once it has ended."""
+    try:
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except FileNotFoundError:
+        return set()
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Return variables for a worker, with a home that holds keys for quite another purpose."""
+    home = folder / "home"
+    (home / ".runpod").mkdir(parents=True, exist_ok=True)
+    (home / ".runpod" / "config.toml").write_text('[default]\napi_key = "of-a-developer"\n')
+    (home / ".netrc").write_text("default login somebody password of-a-developer\n")
+    (home / ".netrc").chmod(0o600)
+    inherited = dict(os.environ)  # noqa: TID251 - a child's PATH
+    return {**inherited, "HOME": str(home), "PYTHONPATH": str(ROOT), **more}
+
+
+@contextlib.contextmanager
+def working(folder: Path, concurrency: int = 1, **more: str) -> Iterator[Worker]:
+    """Start a queue and a worker, and yield once the worker asks for jobs."""
+    with contextlib.ExitStack() as stack:
+        queue = stack.enter_context(running("queue", "--hold-s", HOLD_S))
+        door = Door(queue.url)
+        stack.callback(door.close)
+        env = {
+            name: value.replace(queue.url, door.url)
+            for name, value in queue.get("/simulator/env").items()
+        }
+        log, closed = folder / "log", folder / "closed"
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "worker.py"), str(concurrency), str(closed)],
+            cwd=folder,
+            env=environment(folder, **{**env, "RUNPOD_LOG_LEVEL": "INFO", **more}),
+            stdout=stack.enter_context(log.open("wb")),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        stack.callback(end, process)
+        worker = Worker(queue, door, process, closed, log, env["RUNPOD_AI_API_KEY"])
+        until(lambda: "job-stop" in worker.journal()["counts"], within_s=30)
+        yield worker
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a worker, and its ping process where nothing else does."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+StartWorker = Callable[..., Worker]
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
+    """Start a worker for one test: `start_worker(concurrency, NAME="value", …)`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(concurrency: int = 1, **more: str) -> Worker:
+            return stack.enter_context(working(tmp_path, concurrency, **more))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """One worker for all tests of a module that leave it alive; it pings twice a second."""
+    folder = tmp_path_factory.mktemp("worker")
+    with working(folder, 4, RUNPOD_PING_INTERVAL="500") as worker:
+        yield worker
+        assert worker.process.poll() is None, worker.log
+
+
+@pytest.fixture
+def worker(shared: Worker) -> Iterator[Worker]:
+    yield shared
+    shared.mend()

@@ -1,0 +1,191 @@
+"""How a worker under the SDK's loop starts and ends; one worker for each test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.sdk.conftest import HERE, StartWorker, Worker, children, environment, until
+
+pytestmark = pytest.mark.slow
+
+# An idle machine needs half a second. The SDK waits for its long polls (20 s here), and 5 s after a 429.
+PROMPT_S = 3.0
+
+
+def terminate(worker: Worker) -> None:
+    worker.process.send_signal(signal.SIGTERM)
+
+
+def told(worker: Worker) -> bool:
+    return "told to stop in MainThread" in worker.log
+
+
+def test_an_idle_worker_ends_at_once_and_takes_no_job_with_it(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    began = time.monotonic()
+
+    terminate(worker)
+    until(lambda: told(worker))
+    job_id = worker.run(a=1)
+
+    assert worker.process.wait(5) == 0
+    assert time.monotonic() - began < PROMPT_S
+    assert worker.status(job_id)["status"] == "IN_QUEUE"
+    assert worker.log.count("told to stop") == 1
+    assert worker.log.rstrip().endswith("served")
+
+
+def test_running_jobs_are_answered_or_cancelled_and_no_other_is_taken(
+    start_worker: StartWorker,
+) -> None:
+    worker = start_worker(4)
+    answered = worker.run(do="sleep", s=1.5)
+    cancelled = [worker.run(do="sleep", s=60) for _ in range(2)]
+    until(lambda: worker.log.count("sleeping ") == 3)
+
+    terminate(worker)
+    until(lambda: told(worker))
+    terminate(worker)
+    waiting = worker.run(a=1)
+    for number, job_id in enumerate(cancelled, 1):  # the second by a poll that began after the stop
+        worker.cancel(job_id)
+        until(lambda: worker.log.count("Job stopped.") == number)  # noqa: B023 - called at once
+
+    assert worker.process.wait(PROMPT_S + 1.5) == 0
+    assert worker.status(answered)["status"] == "COMPLETED"
+    assert {worker.status(job_id)["status"] for job_id in cancelled} == {"CANCELLED"}
+    assert worker.status(waiting)["status"] == "IN_QUEUE"
+    assert worker.log.count("told to stop") == 1
+    assert worker.log.index("told to stop") < worker.log.index("OURS INFO Finished.")
+
+
+def test_a_job_whose_answer_has_begun_to_arrive_is_run(start_worker: StartWorker) -> None:
+    worker = start_worker(RUNPOD_LOG_LEVEL="DEBUG")
+    worker.fault(route="job-take", status=None, body_s=1)
+    worker.wait(worker.run(a=1))  # by the poll that is open already
+    job_id = worker.run(a=2)
+    until(lambda: worker.log.count("Response: ClientResponse 200") == 2)
+
+    terminate(worker)
+
+    assert worker.process.wait(5) == 0
+    assert worker.status(job_id)["status"] == "COMPLETED"
+
+
+def test_a_busy_queue_is_left_alone_and_does_not_hold_up_a_stop_from_a_thread(
+    start_worker: StartWorker,
+) -> None:
+    worker = start_worker(2)
+    worker.fault(route="job-take", status=429, times=-1)
+    job_id = worker.run(do="stop", s=2.2)  # by the poll that is open already
+    until(lambda: "told to stop in MainThread" in worker.log)
+
+    assert worker.process.wait(PROMPT_S) == 0
+    assert worker.status(job_id)["status"] == "COMPLETED"
+    assert [take["status"] for take in worker.requests("job-take")] == [429]
+
+
+def test_the_ping_process_ends_with_a_worker_that_is_killed(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    until(lambda: "ping" in worker.journal()["counts"])
+    (pings,) = children(worker.process.pid)
+
+    worker.process.kill()
+    worker.process.wait()
+
+    until(lambda: not is_alive(pings), within_s=2)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that has ended may wait for init to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_another_version_of_the_sdk_is_reported_and_left_alone(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    metadata = tmp_path / "site" / "runpod-1.12.1.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: runpod\nVersion: 1.12.1\n")
+
+    path = f"{metadata.parent.parent}{os.pathsep}{ROOT}"
+    worker = start_worker(PYTHONPATH=path, HOME=str(tmp_path))
+
+    assert "OURS WARNING runpod 1.12.1 is installed" in worker.log
+    assert worker.wait(worker.run(do="progress", s=0))["output"]["guarded"] is False
+
+
+def run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *argv],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_the_sdk_is_imported_in_the_background_and_without_the_processors_name(
+    tmp_path: Path,
+) -> None:
+    program = """
+import sys, threading, rp_sdk
+rp_sdk.preload()
+print([thread.name for thread in threading.enumerate()][1:])
+assert rp_sdk._is_guarded()
+from runpod.serverless.utils import rp_debugger
+print(rp_debugger.PROCESSOR)
+import cpuinfo
+print(cpuinfo.__file__.endswith(".py"))
+"""
+    done = run(tmp_path, "-c", program)
+
+    assert done.stderr == ""
+    assert done.stdout == "['import-sdk']\nUnable to get processor info.\nTrue\n"
+
+
+def test_a_job_that_is_stopped_before_its_first_step_is_tidied_up(tmp_path: Path) -> None:
+    program = """
+import asyncio, rp_guards
+
+async def job():
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print("tidied up")
+
+async def main():
+    loop = rp_guards.QueueLoop({})
+    loop.jobs_tasks["j"] = task = asyncio.create_task(job())
+    assert await loop.stop_job("j")
+    await asyncio.wait({task})
+
+asyncio.run(main())
+"""
+    assert "tidied up" in run(tmp_path, "-c", program).stdout
+
+
+@pytest.mark.parametrize(
+    ("wish", "code"),
+    [pytest.param({"a": 1}, 0, id="good"), pytest.param({"do": "leave"}, 1, id="bad")],
+)
+def test_a_local_test_works_as_ever(tmp_path: Path, wish: dict[str, Any], code: int) -> None:
+    job = json.dumps({"input": wish})
+
+    done = run(tmp_path, str(HERE / "worker.py"), "1", "none", "--test_input", job)
+
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("completed successfully" in done.stdout) is (code == 0)

@@ -1,0 +1,98 @@
+"""A worker of a few lines: each job says what it shall do. `python worker.py CONCURRENCY CLOSED_FILE`.
+
+While CLOSED_FILE exists, the worker takes no job. SDK flags may follow.
+"""
+
+import asyncio
+import logging
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import rp_sdk
+
+CANNOT_BE_SENT: dict[str, Any] = {
+    "bytes": b"\x00",
+    "nan": float("nan"),
+    "half a character": "\ud800",
+    "large": "x" * 11_000_000,
+}
+
+
+async def sleep(job: rp_sdk.Job) -> None:
+    print(f"sleeping {job['id']}", flush=True)
+    await asyncio.sleep(job["input"]["s"])
+
+
+async def leave(_job: rp_sdk.Job) -> None:
+    sys.exit(3)
+
+
+async def leave_in_a_thread(_job: rp_sdk.Job) -> None:
+    await asyncio.to_thread(sys.exit, 3)
+
+
+async def interrupt(_job: rp_sdk.Job) -> None:
+    raise KeyboardInterrupt
+
+
+async def cancel_itself(_job: rp_sdk.Job) -> None:
+    raise asyncio.CancelledError
+
+
+async def fail(_job: rp_sdk.Job) -> None:
+    raise ValueError("secret")
+
+
+async def stop(job: rp_sdk.Job) -> None:
+    await asyncio.sleep(job["input"]["s"])
+    await asyncio.to_thread(rp_sdk.stop)
+
+
+async def hurry(job: rp_sdk.Job) -> None:
+    vars(sys.modules["rp_guards"])["RESULT_S"] = job["input"]["s"]
+
+
+async def progress(job: rp_sdk.Job) -> None:
+    sender = rp_sdk.ProgressSender(job, online=True)
+    for percent in range(3):
+        sender.put({"percent": percent})
+    await asyncio.sleep(job["input"]["s"])
+    sender.put({"percent": 100})
+    await asyncio.sleep(0.1)
+    await sender.close()
+
+
+DEEDS = {
+    deed.__name__: deed
+    for deed in (
+        *(sleep, stop, hurry, progress),
+        *(leave, leave_in_a_thread, interrupt, cancel_itself, fail),
+    )
+}
+
+
+async def handler(job: rp_sdk.Job) -> dict[str, Any]:
+    wish = job["input"]
+    if "do" in wish:
+        await DEEDS[wish["do"]](job)
+    if "give" in wish:
+        return {"it": CANNOT_BE_SENT[wish["give"]]}
+    return {"echo": wish, "guarded": "rp_guards" in sys.modules}
+
+
+def told() -> None:
+    print(f"told to stop in {threading.current_thread().name}", flush=True)
+
+
+def main() -> None:
+    concurrency, closed = int(sys.argv.pop(1)), Path(sys.argv.pop(1))
+    logging.basicConfig(level="INFO", stream=sys.stdout, format="OURS %(levelname)s %(message)s")
+    rp_sdk.preload()
+    rp_sdk.serve(handler, on_stop=told, ready=lambda: not closed.exists(), concurrency=concurrency)
+    print("served", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""A job made ready for A1111: its models fetched, named and judged to fit, its prompts tagged.
+
+What asks A1111 is handed in as a `Session`; nothing here waits for it.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import Any
+
+from model_cache.cache import ModelCache
+from model_cache.engine.download import Allowance
+from model_cache.models import CachedModel, Ensured
+from schemas.errors import ModelNotFoundError, WorkerError
+from schemas.job import Generation
+from schemas.model_ref import Kind, ModelRef
+from schemas.settings import Settings
+from worker import images, models, overrides, payload
+from worker.hashes import HashCache
+from worker.helpers import require_helpers
+from worker.links import LinkFolder
+from worker.places import DATA
+from worker.session import Session
+from worker.tagging import Tagged, lora_by_name, mentions, tagged
+from worker.watch import Report
+
+log = logging.getLogger(__name__)
+
+FETCHERS = 4
+AUTOMATIC = "Automatic"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever waits for a job, and what is kept for it until it ends."""
+
+    cancelled: Event
+    report: Report
+    held: ExitStack
+    """Of models: none is evicted by any worker while the job lasts."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job with everything that A1111 needs to be told."""
+
+    job: Generation
+    chosen: payload.Chosen
+    changes: dict[str, Any]
+    found: Mapping[str, Ensured]
+    names: Mapping[str, str]
+    tagged: Tagged
+    warnings: list[str]
+
+    @property
+    def checkpoint(self) -> CachedModel:
+        """The checkpoint that the pictures are made with."""
+        return self.found[checkpoint_field(self.found)].model
+
+    @property
+    def checkpoint_name(self) -> str:
+        """What A1111 calls it."""
+        return self.names[checkpoint_field(self.found)]
+
+    @property
+    def vae(self) -> CachedModel | None:
+        """The VAE's file, None for the checkpoint's own."""
+        vae = self.found.get("vae") or self.found.get(f"override_settings.{overrides.VAE}")
+        return vae.model if vae is not None else None
+
+    @property
+    def models(self) -> list[CachedModel]:
+        """Every file that A1111 will read for the job."""
+        named = [ensured.model for ensured in self.found.values()]
+        return [*named, *self.tagged.loras.values()]
+
+    def require_files(self) -> None:
+        """Look at the job's files once more: one may have gone while the job waited for its turn.
+
+        A1111 fails at a listed checkpoint that is gone, and draws wrong pictures with the one that
+        it had loaded from then on (recorded: ckpt_deleted_file, after_ckpt_deleted).
+
+        Raises:
+            ModelNotFoundError: one is gone.
+        """
+        for model in self.models:
+            if not model.path.is_file():
+                raise ModelNotFoundError(
+                    f"The {model.kind} `{model.name}` was deleted while the job waited.",
+                    hint="Send the job again.",
+                )
+
+
+class Preparation:
+    """Makes jobs ready, and keeps the folder that A1111 is shown. Safe to use from several threads."""
+
+    def __init__(self, cache: ModelCache, links: LinkFolder, settings: Settings) -> None:
+        self._cache = cache
+        self._links = links
+        self._settings = settings
+        self._hashes = HashCache(settings.webui.links / DATA)
+        # Kept, because to start a thread takes longer than to find a model that is there.
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+
+    def show_models(self) -> None:
+        """Link every model of every root, so that A1111's lists show them; before it starts, ideally."""
+        for kind in Kind:
+            shown = list(self._safe(kind))
+            self._links.show_only(kind, shown)
+            if kind is not Kind.VAE:  # All of them share one entry.
+                self._hashes.put_all((model, self._links.show(model)[0]) for model in shown)
+
+    def _safe(self, kind: Kind) -> Iterator[CachedModel]:
+        """Yield the models of a kind that A1111 may be shown: it opens some as soon as it sees them."""
+        for model in self._cache.models(kind):
+            try:
+                yield self._cache.inspected(model) if model.is_pickle else model
+            except WorkerError as error:
+                log.warning(f"{model.path.name} is not shown to A1111: {error}")
+
+    def fetch(self, job: Generation, caller: Caller) -> dict[str, Ensured]:
+        """Make the models of `job` present; return them by the fields that name them.
+
+        Raises:
+            WorkerError: see ModelCache.ensure.
+        """
+        default = None if models.names_checkpoint(job) else self._default()
+        obtain = partial(
+            self._cache.ensure,
+            tokens={host: secret.get_secret_value() for host, secret in job.tokens.items()},
+            allowance=Allowance.of(self._settings.cache, job.max_download_gb, job.max_download_s),
+        )
+
+        def ensure(ref: ModelRef, **how: Any) -> Ensured:
+            return self._kept(obtain(ref, **how), caller)
+
+        wanted = models.roles(job, default)
+        self._cache.expect(role.ref for role in wanted)
+        found = models.ensure_all(
+            ensure, wanted, self._fetchers, cancelled=caller.cancelled, report=caller.report
+        )
+        models.require_agreement(job, found)
+        self._add_automatic_vae(job, found, caller)
+        return found
+
+    def _kept(self, found: Ensured, caller: Caller) -> Ensured:
+        """Keep a model from now on: others of the same job may take half an hour to come."""
+        caller.held.enter_context(self._cache.hold([found.model]))
+        return found
+
+    def _add_automatic_vae(
+        self, job: Generation, found: dict[str, Ensured], caller: Caller
+    ) -> None:
+        asked = job.vae or job.override_settings.get(overrides.VAE) or AUTOMATIC
+        if asked != AUTOMATIC:
+            return
+        ref = models.automatic_vae(self._cache, found[checkpoint_field(found)].model)
+        if ref is not None:
+            try:
+                vae = self._cache.present(ref, cancelled=caller.cancelled)
+                found["vae"] = self._kept(vae, caller)
+            except ModelNotFoundError:
+                log.info(f"The VAE {ref.label} is gone; the checkpoint's own is used.")
+
+    def _default(self) -> ModelRef:
+        return models.default_checkpoint(self._cache, self._settings.webui.checkpoint)
+
+    def _named_lora(self, caller: Caller, name: str) -> CachedModel:
+        """Return the LoRA that a tag names: one that is here, as words of a prompt fetch nothing."""
+        ref = ModelRef(kind=Kind.LORA, name=name)
+        return self._kept(self._cache.present(ref, cancelled=caller.cancelled), caller).model
+
+    def _show(self, model: CachedModel) -> str:
+        name, _ = self._links.show(model)
+        self._hashes.put(model, name)
+        return name
+
+    def check(self, job: Generation, session: Session) -> dict[str, Any]:
+        """Return the fields of `job` that change, after a look at everything but its models.
+
+        Raises:
+            InvalidInputError: a picture or a name that A1111 could not work with.
+            WorkerError: A1111 does not answer.
+        """
+        changes = images.checked(job, self._settings.job.max_input_pixels)
+        changes |= session.catalog.checked(job)
+        overrides.checked(job.override_settings, session.originals)
+        require_helpers(job, self._links.root, session.originals)
+        return changes
+
+    def complete(
+        self, job: Generation, found: dict[str, Ensured], session: Session, caller: Caller
+    ) -> Prepared:
+        """Return `job` with what A1111 is to be told.
+
+        Raises:
+            WorkerError: its models do not go together, or A1111 does not answer.
+        """
+        names = {field: self._show(ensured.model) for field, ensured in found.items()}
+        tags = tagged(
+            job,
+            {ref: found[f"loras[{index}]"].model for index, ref in enumerate(job.loras)},
+            lambda name: lora_by_name(self._cache, partial(self._named_lora, caller), name),
+            self._show,
+        )
+        for name in tags.hypernetworks:
+            session.catalog.require_hypernetwork(name)
+        warnings = self._judge(job, found, names, tags)
+        return Prepared(
+            job=job,
+            chosen=_chosen(found, names),
+            changes=self.check(job, session) | tags.fields,
+            found=found,
+            names=names,
+            tagged=tags,
+            warnings=warnings + tags.warnings,
+        )
+
+    def _judge(
+        self,
+        job: Generation,
+        found: Mapping[str, Ensured],
+        names: Mapping[str, str],
+        tags: Tagged,
+    ) -> list[str]:
+        """Raise if two models do not go together; return what the caller should know."""
+        checkpoint = found[checkpoint_field(found)].model
+        warnings: list[str] = []
+        for name, lora in tags.loras.items():
+            models.require_fit(checkpoint, self._cache.inspected(lora), f"<lora:{name}>")
+        for index, ref in enumerate(job.embeddings):
+            field = f"embeddings[{index}]"
+            models.require_fit(checkpoint, found[field].model, field)
+            warnings += mentions(job, ref, names[field], field)
+        for ensured in found.values():
+            warnings += ensured.warnings
+        if not job.override_settings_restore_afterwards:
+            warnings.append(
+                "Options never outlive their job; `override_settings_restore_afterwards`"
+                " has no effect."
+            )
+        return warnings
+
+
+def checkpoint_field(found: Mapping[str, Ensured]) -> str:
+    """Return the field that names the checkpoint among the models of a job."""
+    return "checkpoint" if "checkpoint" in found else f"override_settings.{overrides.CHECKPOINT}"
+
+
+def _chosen(found: Mapping[str, Ensured], names: Mapping[str, str]) -> payload.Chosen:
+    files = {field: name + found[field].model.suffix for field, name in names.items()}
+    return payload.Chosen(
+        checkpoint=files[checkpoint_field(found)],
+        vae=files.get("vae") or files.get(f"override_settings.{overrides.VAE}") or "None",
+        refiner=files.get("refiner_checkpoint"),
+        hires=files.get("hr_checkpoint_name"),
+    )
