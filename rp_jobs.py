@@ -5,6 +5,7 @@ Source: runpod-python 1.12.0, rp_scale.py cancels the task of a job that is to s
 """
 
 import asyncio
+import contextvars
 import json
 import logging
 import sys
@@ -69,7 +70,9 @@ class Jobs:
         self._is_over = False
 
     async def handle(self, job: rp_sdk.Job) -> dict[str, Any]:
-        """Return the answer to one job; the only place that catches everything.
+        """Return the answer to one job, whatever exception there was.
+
+        What is no `Exception`, such as SystemExit, becomes an answer in `rp_sdk`.
 
         A job that is cancelled is waited for, so that the next one does not find A1111 still at work.
         """
@@ -82,7 +85,16 @@ class Jobs:
             self._limits.timeout_s, ending.end, self._timed_out()
         )
         progress = rp_sdk.ProgressSender(job, online=self._online)
-        work = asyncio.ensure_future(asyncio.to_thread(self._run, job, ending.event, progress.put))
+        # No task of its own: a SystemExit in the thread would leave a task by way of the event loop,
+        # and end the worker.
+        work = asyncio.get_running_loop().run_in_executor(
+            None,
+            contextvars.copy_context().run,
+            self._run,
+            job,
+            ending.event,
+            progress.put,
+        )
         try:
             return dict(await asyncio.shield(work))
         except asyncio.CancelledError:

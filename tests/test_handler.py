@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import rp_handler
+import rp_sdk
 from rp_handler import is_developers_machine, with_volume
 from rp_jobs import Jobs, Run, saving
 from schemas.errors import (
@@ -113,6 +114,17 @@ def test_a_bug_never_leaks_its_traceback(caplog: pytest.LogCaptureFixture) -> No
     assert answer["error"].startswith("INTERNAL: ")
     assert "secret" not in json.dumps(answer)
     assert "/secret/path" in caplog.text
+
+
+def test_a_job_that_would_end_the_process_is_answered_and_the_loop_goes_on() -> None:
+    def leave(_job: dict[str, Any], _cancelled: Event, _report: Callable[..., None]) -> Any:
+        raise SystemExit(3)
+
+    async def twice() -> list[dict[str, Any]]:
+        handle = rp_sdk._answering(jobs(leave).handle)
+        return [await handle(JOB), await handle(JOB)]
+
+    assert [answer["code"] for answer in asyncio.run(twice())] == ["INTERNAL"] * 2
 
 
 def test_every_error_answer_is_json() -> None:

@@ -68,7 +68,7 @@ async def _answer(
         return await handler(request)
     await asyncio.sleep(fault.delay_s)
     if fault.status is None:
-        return await handler(request)
+        return await _torn(request, await handler(request), fault.body_s)
     if fault.after:
         await handler(request)
         request.app[PLATFORM].unacknowledged.add(request.match_info.get("job", ""))
@@ -78,6 +78,21 @@ async def _answer(
         request.transport.abort()
         return web.Response()
     return web.Response(status=fault.status, text="This answer was asked to be wrong.")
+
+
+async def _torn(
+    request: web.Request, answer: web.StreamResponse, pause_s: float
+) -> web.StreamResponse:
+    """Send the head of `answer`, and its body after a pause."""
+    if pause_s == 0 or not isinstance(answer, web.Response) or not isinstance(answer.body, bytes):
+        return answer
+    torn = web.StreamResponse(status=answer.status)
+    torn.content_type, torn.content_length = answer.content_type, len(answer.body)
+    await torn.prepare(request)
+    await asyncio.sleep(pause_s)
+    await torn.write(answer.body)
+    await torn.write_eof()
+    return torn
 
 
 def _entry(request: web.Request, platform: Platform, route: str) -> dict[str, object]:

@@ -25,6 +25,8 @@ class Fault:
     """How many requests go well before."""
     delay_s: float = 0.0
     """How long the answer is held back, in real seconds."""
+    body_s: float = 0.0
+    """How long the body of a true answer comes after its head, in real seconds."""
     after: bool = False
     """The request is carried out and only its answer spoilt, as when a connection breaks late."""
     hits: int = 0
