@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix` and `lock` only checks or runs.
-.PHONY: help run demo test tests-but-chaos tests-chaos lint types unit chaos bench-overhead bench-download bench-cache fix lock clean
+.PHONY: help run demo moosefs test tests-but-chaos tests-chaos lint types unit chaos bench-overhead bench-download bench-cache fix lock clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -29,7 +29,7 @@ tests-chaos: $(READY)
 lint: $(READY)   ## style of Python, shell and Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/shellcheck start.sh .ci/run
+	$(BIN)/shellcheck start.sh .ci/run tests/chaos/moosefs.sh
 	$(BIN)/hadolint Dockerfile
 
 types: $(READY)  ## mypy --strict
@@ -47,7 +47,7 @@ bench-download: $(READY)   ## fetching a model, beside curl, aria2 and what othe
 bench-cache: $(READY)   ## a hit, with up to 10,000 models on the volume
 	$(BIN)/python -m benchmarks.cache
 
-chaos: $(READY)  ## the faults of `make test` in full: a hundred kills, sixteen workers; takes a while
+chaos: $(READY) moosefs  ## the faults of `make test` in full: a hundred kills, sixteen workers; takes a while
 	$(BIN)/pytest tests/chaos --chaos 1
 
 fix: $(READY)    ## the only target that edits sources
@@ -64,11 +64,22 @@ lock: $(READY)   ## write requirements*.txt from pyproject.toml
 	  pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 
 clean:           ## remove what the targets made
-	rm -rf .venv .demo output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .demo .moosefs output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
 
 $(READY): requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  || { echo 'Python 3.11 is needed: make PYTHON=/path/to/python3.11 …' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+MOOSEFS := .moosefs/.ready
+MOOSEFS_PACKAGES := moosefs-master moosefs-chunkserver moosefs-client libfuse3-3
+
+moosefs: $(MOOSEFS)  ## a network file system for `make chaos`: Debian's packages, unpacked, not installed
+
+$(MOOSEFS):
+	rm -rf .moosefs && mkdir -p .moosefs/packages
+	cd .moosefs/packages && apt-get download --quiet $(MOOSEFS_PACKAGES)
+	for package in .moosefs/packages/*.deb; do dpkg-deb --extract $$package .moosefs/root || exit 1; done
 	@touch $@

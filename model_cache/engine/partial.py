@@ -167,7 +167,7 @@ class Part:
         self.saved_bytes = sum(end - start for start, end in done)
 
     def seal(self) -> None:
-        """Bring every byte to the disk and close the file.
+        """Bring every byte to the disk, have one mtime for all hosts, and close the file.
 
         Raises:
             PartLostError: somebody deleted the file.
@@ -179,6 +179,10 @@ class Part:
         with disk_errors():
             try:
                 os.fsync(handle)
+                # MooseFS tells other hosts an older mtime for a second or so, and then they would
+                # take the file for another one than its manifest's, unless it is set by itself.
+                # Source: measured on 3.0.117 with two mounts; its mfsmount keeps times of its own.
+                os.utime(handle)
             finally:
                 os.close(handle)
 

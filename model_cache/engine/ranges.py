@@ -85,7 +85,9 @@ class Piece:
     start: int = field(init=False)
     since: float = field(init=False)
     moved: float = field(init=False)
-    """When a byte of it came last, on the monotonic clock."""
+    """When a byte of it was written last, on the monotonic clock."""
+    is_writing: bool = field(default=False, init=False)
+    """Whether the disk has bytes of it at this moment: no host is to blame for how long that takes."""
 
     def __post_init__(self) -> None:
         """Start the clock."""
@@ -98,7 +100,7 @@ class Piece:
         return self.at == self.end
 
     def left_s(self, now: float) -> float:
-        """Return how long the rest takes at the pace so far; 0.0 if there was none."""
+        """Return how long the rest takes to come at the pace so far; 0.0 if there was none."""
         if self.end is None or self.at == self.start:
             return 0.0
         return (self.end - self.at) * (now - self.since) / (self.at - self.start)
@@ -207,7 +209,7 @@ class Plan:
         with self._lock:
             offset, size = piece.at, self._fitting(piece, size)
             piece.at += size
-            piece.moved = time.monotonic()
+            piece.is_writing, begun = True, time.monotonic()
             self._writing += 1
         written = 0
         try:
@@ -216,6 +218,8 @@ class Plan:
         finally:
             with self._lock:
                 self._writing -= 1
+                piece.is_writing, piece.moved = False, time.monotonic()
+                piece.since += piece.moved - begun
                 self.done.add(offset, offset + written)
                 self._tell()
 
@@ -290,7 +294,7 @@ class Plan:
 
     def _stolen(self, now: float) -> Piece | None:
         self._taken = {piece for piece in self._taken if not piece.is_empty}
-        sized = [piece for piece in self._taken if piece.end is not None]
+        sized = [p for p in self._taken if p.end is not None and not p.is_writing]
         silent = [piece for piece in sized if now - piece.moved > piece.quiet_s]
         if silent:
             return _rest(max(silent, key=lambda piece: now - piece.moved))

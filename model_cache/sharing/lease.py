@@ -35,6 +35,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_cache.sharing import note
 from model_cache.sharing.age import DEAD_S, Ages
 from model_cache.sharing.stillness import Stillness
 from model_cache.volume import layout
@@ -198,11 +199,7 @@ class Lease:
         """Return a new file with a claim of ours, which nobody else reads."""
         path = self._folder / f"{self._name}.{token}.tmp"
         claim = {"version": 1, "token": token, "beat": beat, "note": self._note}
-        try:
-            path.write_text(json.dumps(claim))
-        except OSError:
-            path.unlink(missing_ok=True)  # On a full disk it is there, and empty.
-            raise
+        note.write(path, json.dumps(claim))
         return path
 
 
@@ -251,8 +248,7 @@ def _place(mine: Path, final: Path) -> bool:
 def _read(path: Path) -> tuple[str, Claim | None]:
     """Return the text of a claim and what it means; a damaged one has a holder as well."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES).decode(errors="replace")
+        text, _ = note.read(path, _MAX_BYTES)
     except FileNotFoundError:
         return "", None
     try:

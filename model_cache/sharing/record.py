@@ -7,9 +7,11 @@ import json
 import os
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_cache.sharing import note
 from model_cache.volume.disk import disk_errors, require_volume
 from schemas.errors import VolumeError
 
@@ -37,9 +39,7 @@ def read(path: Path) -> Record:
         OSError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            modified_ns = os.fstat(file.fileno()).st_mtime_ns
-            return Record(file.read(_MAX_BYTES).decode(errors="replace"), modified_ns)
+        return Record(*note.read(path, _MAX_BYTES))
     except FileNotFoundError:
         return Record("", time.time_ns())
 
@@ -101,7 +101,7 @@ def overwrite(path: Path, text: str) -> bool:
     """
     data = text.encode()
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             status = os.fstat(handle)
             if status.st_size < len(data):
@@ -115,3 +115,16 @@ def overwrite(path: Path, text: str) -> bool:
             os.close(handle)
     except OSError:
         return False
+
+
+def point(path: Path, text: str) -> bool:
+    """Replace a file by a link that says `text`, which takes no bytes; False if that failed."""
+    part = path.with_suffix(f".{uuid.uuid4().hex}{UNFINISHED}")
+    try:
+        note.point(part, text)
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):  # A sweep comes after.
+            part.unlink(missing_ok=True)
+        return False
+    return True

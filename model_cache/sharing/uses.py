@@ -12,7 +12,7 @@ when room has to be made, so a minute of it may be lost with a worker that is ki
 
 What is in use must not be lost: it is on the disk before the file is looked at for the job. So the
 first file is made when the worker starts, with room to spare: on a volume that is full by then it is
-overwritten where it lies.
+overwritten where it lies. Where a quota refuses even that, a symbolic link says it (note.py).
 
 A worker lives as long as its first file changes, which is told by our own clock (stillness.py): one
 that we have not watched for a minute counts as living, unless its file is two hours old (age.py). A
@@ -261,7 +261,7 @@ class Uses:
     def _taken(self, path: Path, ages: Ages) -> Path | None:
         """Return where the history at `path` is ours now; None if it stays, or is none."""
         with suppress(FileNotFoundError):  # Another worker folds as well.
-            if ages.over(path.stat().st_mtime, DEAD_S):
+            if ages.over(path.lstat().st_mtime, DEAD_S):
                 if path.name.endswith(record.UNFINISHED):
                     path.unlink()
                     return None
@@ -310,7 +310,9 @@ class Uses:
             path = self._folder / f"{self.worker}{_CURRENT}"
             text = json.dumps({"version": 1, "beat": self._beat, "in_use": names})
             refusal = record.write(self._volume, path, text.ljust(record.room(text)))
-            if isinstance(refusal, VolumeFullError) and record.overwrite(path, text):
+            if isinstance(refusal, VolumeFullError) and (
+                record.overwrite(path, text) or record.point(path, text)
+            ):
                 refusal = None
             self._complain(refusal)
             with self._state:

@@ -91,7 +91,7 @@ def _sweep(volume: Path) -> None:
     uses = Uses(volume, clock=clock)
     room = Room(volume, None, Listing(volume), uses, clock=clock)
     for path in (*private(volume), *in_use(volume)):
-        os.utime(path, (0, 0))
+        os.utime(path, (0, 0), follow_symlinks=False)
     for _ in range(25):
         for found in leftovers.remains(volume, older_than_s=-1.0):
             leftovers.clear(found)  # What was moved there is as old as that, and that is now.

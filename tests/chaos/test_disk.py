@@ -142,7 +142,9 @@ def test_a_refusal_at_any_stage_is_one_clear_error_and_leaves_nothing(
     world: World, chaos: Chaos, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     model = world.model("m", MIB)
-    for error, expected in ERRORS.items():
+    errors = ERRORS if stage != "the name" else dict.fromkeys(("EIO", "ETIMEDOUT"))
+    for error in errors:
+        expected = ERRORS[error]
         if stage == "fdatasync of a journal":
             world.spoil(rate=MIB)  # So that there is time for one.
 
@@ -161,6 +163,8 @@ def test_a_refusal_at_any_stage_is_one_clear_error_and_leaves_nothing(
 
 
 LATER = {
+    # A network volume may count a file twice that has two names; one that is moved has one.
+    "the second name": Fault("link", ".safetensors"),
     "the new name in its folder": Fault("fsync", "loras"),
     "the view": Fault("replace", "cache_registry.json"),
     "a lease": Fault("link", ".lease"),

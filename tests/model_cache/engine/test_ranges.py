@@ -141,6 +141,18 @@ def test_a_silent_piece_is_taken_away_and_its_owner_gets_nothing_more() -> None:
         assert size == 0
 
 
+def test_a_piece_is_neither_silent_nor_slow_for_a_disk_that_is() -> None:
+    plan = Plan(64 << 20, 64 << 20)
+    piece = plan.take()
+    assert piece is not None
+    with plan.granted(piece, 1 << 20):
+        piece.moved, piece.since = piece.moved - 300, piece.since - 300
+        assert plan.take() is None
+    # As if the write had taken those seconds.
+    piece.since += 300
+    assert plan.take() is None
+
+
 def test_a_closed_plan_grants_nothing_and_waits_for_the_last_write() -> None:
     plan = Plan(100)
     piece = plan.take()

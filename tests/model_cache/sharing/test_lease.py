@@ -342,7 +342,7 @@ def test_what_another_took_over_is_not_released(volume: Path) -> None:
     assert [claim.note for claim in lease.claims(volume)] == ["successor"]
 
 
-def test_a_beat_that_the_disk_refuses_is_made_up_for(
+def test_a_beat_that_the_disk_refuses_is_made_up_for_or_told_by_a_link(
     volume: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     held = Lease(volume, "k", note="x", ttl_s=5, beat_s=0.02)
@@ -350,14 +350,22 @@ def test_a_beat_that_the_disk_refuses_is_made_up_for(
     with monkeypatch.context() as patch:
         write_text = Path.write_text
 
+        def refuse_links(*_: object) -> None:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
         def refuse(path: Path, *args: str) -> int:
             if path.suffix == ".tmp":
-                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+                refuse_links()
             return write_text(path, *args)
 
         patch.setattr(Path, "write_text", refuse)
-        seconds_until(lambda: bool(caplog.messages), 5)
-        time.sleep(0.1)
+        with monkeypatch.context() as no_links:
+            no_links.setattr(os, "symlink", refuse_links)
+            seconds_until(lambda: bool(caplog.messages), 5)
+            time.sleep(0.1)
+        before = lease.claims(volume)[0].beat
+        seconds_until(lambda: lease.claims(volume)[0].beat > before + 2, 5)
+        assert not Lease(volume, "k", ttl_s=5).try_acquire()
 
     seconds_until(lambda: lease.claims(volume)[0].beat > 2, 5)
     assert not held.lost

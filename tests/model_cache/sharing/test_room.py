@@ -379,6 +379,7 @@ def test_nothing_goes_where_workers_cannot_write_down_what_they_use(
 ) -> None:
     here = room_on(volume)
     monkeypatch.setattr(Path, "write_text", refuse_all)
+    monkeypatch.setattr(os, "symlink", refuse_all)
 
     with pytest.raises(VolumeFullError, match="cannot write down") as raised:
         here.evict_for(SIZE)

@@ -601,6 +601,53 @@ def test_on_a_volume_that_is_full_by_then_a_use_is_told_where_the_record_lies(
     assert caplog.messages == []
 
 
+def test_where_not_even_the_record_can_be_overwritten_a_link_says_what_is_in_use(
+    volume: Path, model: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = Uses(volume, clock=clock), Uses(volume, clock=clock)
+    theirs.begin()
+    (path,) = records(volume)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", refuse)
+        full.setattr(os, "pwrite", refuse)
+
+        theirs.note(model)
+        theirs.require_heard()
+
+        assert path.is_symlink()
+        for _ in range(20):
+            clock.now += BEAT_S
+            theirs.beat()
+            assert ours.others_in_use() == {model}
+        theirs.note(model.with_name("more.safetensors"))
+    assert records(volume) == [path]
+    assert ours.others_in_use() == {model, model.with_name("more.safetensors")}
+
+    theirs.beat()
+    assert not path.is_symlink()
+    assert ours.others_in_use() == {model, model.with_name("more.safetensors")}
+
+
+def test_the_link_of_a_worker_that_died_hours_ago_is_buried_as_records_are(
+    volume: Path, model: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = Uses(volume, clock=clock), Uses(volume, clock=clock)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", refuse)
+        theirs.note(model)
+    (path,) = records(volume)
+    left = path.with_suffix(".0.tmp")
+    os.link(path, left)
+    for link in (path, left):
+        os.utime(link, (0, 0), follow_symlinks=False)
+
+    assert ours.others_in_use() == frozenset()
+    ours.fold()
+
+    assert records(volume) == []
+    assert not os.path.lexists(left)
+
+
 def test_what_does_not_fit_into_the_record_of_a_full_volume_is_no_half_record(
     volume: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -631,6 +678,7 @@ def test_a_record_that_was_moved_away_while_it_was_overwritten_was_not_heard(
 
     monkeypatch.setattr(os, "pwrite", moved_meanwhile)
     monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(os, "symlink", refuse)
 
     with pytest.raises(VolumeFullError):
         theirs.require_heard()
