@@ -122,14 +122,16 @@ class Runner:
         clock.lap("generate_s")
         return self._result(answer, info, prepared, clock)
 
-    def _asked(self, caller: Caller, work: Callable[[Session], T]) -> T:
+    def _asked(self, caller: Caller, work: Callable[[Session], T], *, holds_gpu: bool = False) -> T:
         """Do what only asks A1111, once more if its process ends meanwhile."""
         for is_last in (False, True):
             life = self._webui.ready(caller.cancelled)
             try:
                 return work(self._session(caller))
             except (BackendNotReadyError, BackendCrashedError, BackendStalledError) as error:
-                if error.refresh_worker:
+                # While another job has it, silence may come from that job, which is watched.
+                is_busy = isinstance(error, BackendStalledError) and self._gpu.locked()
+                if error.refresh_worker or (is_busy and not holds_gpu):
                     raise
                 self._webui.replace(life, f"it did not answer: {error}")
                 if is_last:
@@ -170,7 +172,7 @@ class Runner:
             session.refresh()
             return session
 
-        return self._asked(caller, tell)
+        return self._asked(caller, tell, holds_gpu=True)
 
     def _generate(
         self, session: Session, prepared: Prepared, caller: Caller
@@ -229,7 +231,8 @@ class Runner:
 
     def _replace_worn(self, session: Session) -> None:
         """Replace A1111 between two jobs if it has become too large, or loaded too much."""
-        webui, rss_bytes = self._settings.webui, self._webui.rss_bytes or 0
+        webui, process = self._settings.webui, session.life.process
+        rss_bytes = (process.rss_bytes() if process is not None else None) or 0
         if self._max_rss_bytes is not None and rss_bytes > self._max_rss_bytes:
             self._webui.replace(session.life, f"it occupies {rss_bytes / 1e9:.1f} GB")
         elif webui.max_switches is not None and session.switches >= webui.max_switches:
