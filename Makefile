@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix` and `lock` only checks or runs.
-.PHONY: help run demo moosefs test tests-but-chaos tests-chaos lint types unit chaos bench-overhead bench-download bench-cache fix lock clean
+.PHONY: help run demo moosefs test tests-but-chaos tests-chaos lint types unit chaos bench-overhead bench-download bench-cache bench-coldstart bench-switch fix lock clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -46,6 +46,12 @@ bench-download: $(READY)   ## fetching a model, beside curl, aria2 and what othe
 
 bench-cache: $(READY)   ## a hit, with up to 10,000 models on the volume
 	$(BIN)/python -m benchmarks.cache
+
+bench-coldstart: $(READY)  ## from the start of a container to its first picture, beside the older way
+	$(BIN)/python -m benchmarks.coldstart
+
+bench-switch: $(READY)     ## what changing checkpoints, watching and many files cost
+	$(BIN)/python -m benchmarks.switch
 
 chaos: $(READY) moosefs  ## the faults of `make test` in full: a hundred kills, sixteen workers; takes a while
 	$(BIN)/pytest tests/chaos --chaos 1

@@ -13,11 +13,12 @@ import argparse
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -96,9 +97,7 @@ def simulated(settings: Settings, links: Path) -> tuple[Settings, Child]:
         SettingsError: the models could not be written.
     """
     log.warning("No WebUI here: A1111 is SIMULATED. Pictures are drawn, not generated.")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = _free_port()
     cache = settings.cache
     if "volume" in cache.model_fields_set:
         cache = with_volume(settings).cache
@@ -117,6 +116,18 @@ def simulated(settings: Settings, links: Path) -> tuple[Settings, Child]:
         return spawn(argv, ROOT)
 
     return settings.model_copy(update={"cache": cache, "webui": webui}), Child(start(), start)
+
+
+def _free_port() -> int:
+    """Return a port that nobody has, and that no connection is given either while A1111 boots.
+
+    Source: Linux, ip-sysctl, ip_local_port_range: connections get 32768 and up.
+    """
+    while True:
+        port = random.randrange(20000, 32000)  # noqa: S311 - hides nothing
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def adopted(arguments: argparse.Namespace) -> Child | None:
@@ -216,7 +227,8 @@ def main() -> int:
         sys.stderr.write(f"The settings are wrong:\n{error}\n")
         return EX_CONFIG
     except WorkerError as error:
-        log.critical(f"{error.code}: {error}")
+        if not error.refresh_worker:  # Of an A1111 that is lost the log speaks already.
+            log.critical(f"{error.code}: {error}")
         return 1
 
 

@@ -21,6 +21,8 @@ from schemas.result import Backend
 API = "/sdapi/v1/"
 CONNECT_S = 2.0
 WORDS_CHARS = 500
+# Many times what RunPod carries; without a bound one answer could take all memory.
+MAX_ANSWER_BYTES = 256 << 20
 
 # After these the process can do nothing more on the GPU: errors of its context are sticky.
 # Source: CUDA Runtime API, cudaError_t ("leaves the process in an inconsistent state").
@@ -80,7 +82,7 @@ class WebuiClient:
                 stream=True,
             ) as response:
                 # In one piece: requests would gather ten megabytes of base64 in 10 KB slices.
-                data = response.raw.read()
+                data = response.raw.read(MAX_ANSWER_BYTES + 1)
                 expected = response.headers.get("Content-Length")
                 self.backend = "simulator" if "X-Simulator" in response.headers else "a1111"
         except requests.exceptions.InvalidJSONError as error:
@@ -95,11 +97,20 @@ class WebuiClient:
             raise BackendCrashedError(f"A1111 closed the connection during {route}.") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise BackendCrashedError(f"A1111 closed the connection during {route}.") from error
-        if expected is not None and len(data) != int(expected):
-            raise BackendCrashedError(f"A1111 broke off its answer to {route}.")
+        _require_whole(data, expected, route)
         if response.ok:
             return _parsed(data, route)
         raise failure(response.status_code, data)
+
+
+def _require_whole(data: bytes, expected: str | None, route: str) -> None:
+    if len(data) > MAX_ANSWER_BYTES:
+        raise BackendFailedError(
+            f"A1111 answered {route} with more than {MAX_ANSWER_BYTES >> 20} MiB.",
+            hint="Ask for fewer or smaller pictures.",
+        )
+    if expected is not None and len(data) != int(expected):
+        raise BackendCrashedError(f"A1111 broke off its answer to {route}.")
 
 
 def _is_refusal(error: requests.ConnectionError) -> bool:

@@ -25,7 +25,7 @@ from worker.helpers import require_helpers
 from worker.links import LinkFolder
 from worker.places import DATA
 from worker.session import Session
-from worker.tagging import Tagged, lora_by_name, mentions, tagged
+from worker.tagging import Tagged, knows_lora, lora_by_name, mentions, tagged
 from worker.watch import Report
 
 log = logging.getLogger(__name__)
@@ -205,6 +205,7 @@ class Preparation:
             job,
             {ref: found[f"loras[{index}]"].model for index, ref in enumerate(job.loras)},
             lambda name: lora_by_name(self._cache, partial(self._named_lora, caller), name),
+            partial(knows_lora, self._cache),
             self._show,
         )
         for name in tags.hypernetworks:

@@ -189,8 +189,11 @@ class Runner:
             previews=prepared.job.previews,
             loads=prepared.checkpoint_name,
         )
+        is_first = session.switches == 0
         session.begin(prepared.chosen, prepared.vae)
         try:
+            if is_first:
+                self._select(prepared, patience, attendants)
             answer = self._watcher.post(payload.route(prepared.job), body, patience, attendants)
             info = self._checked(answer, session, prepared)
         except WorkerError as error:
@@ -200,6 +203,19 @@ class Runner:
         self._webui.served(session.life)
         self._replace_worn(session)
         return answer, info
+
+    def _select(self, prepared: Prepared, patience: Patience, attendants: Attendants) -> None:
+        """Make A1111 load the checkpoint of its first job, which it else does after its default one.
+
+        Source: A1111 1.10.1, modules/api/api.py, text2imgapi asks for `shared.sd_model`, which loads
+        what the options select, before process_images looks at the overrides.
+        """
+        selected = {overrides.CHECKPOINT: prepared.chosen.checkpoint}
+        try:
+            self._watcher.post("options", selected, patience, attendants)
+        except BackendFailedError as error:
+            # The job is asked for all the same: its own answer is what is judged.
+            log.info(f"A1111 did not select {prepared.chosen.checkpoint}: {error}")
 
     def _patience(self, prepared: Prepared) -> Patience:
         """Return how long A1111 may take, by the bytes that it is about to read."""

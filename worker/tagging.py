@@ -24,6 +24,7 @@ from schemas.model_ref import Kind, LoraRef, ModelRef, parse_ref
 from worker import prompt as syntax
 
 Ensure = Callable[[str], CachedModel]
+Knows = Callable[[str], bool]
 Show = Callable[[CachedModel], str]
 
 
@@ -43,6 +44,7 @@ def tagged(
     job: Generation,
     listed: Mapping[LoraRef, CachedModel],
     ensure: Ensure,
+    knows: Knows,
     show: Show,
 ) -> Tagged:
     """Return the prompts of `job` with a tag before them for each of its `loras`.
@@ -54,7 +56,8 @@ def tagged(
     Args:
         job: the request.
         listed: the models of its `loras`.
-        ensure: the model of a name in a tag; raises ModelNotFoundError.
+        ensure: the model of a name in a tag; raises ModelNotFoundError, after a look at the volume.
+        knows: whether a name in a tag seems to be one; looks nowhere, as most are tried in vain.
         show: the name under which A1111 lists a model.
 
     Raises:
@@ -69,13 +72,16 @@ def tagged(
 
     resolve = partial(_one_of, asked, links, ensure)
 
+    def is_name(name: str) -> bool:
+        return name in asked or name in links or knows(name)
+
     prompts = {"prompt": job.prompt}
     if isinstance(job, Txt2Img) and job.enable_hr and job.hr_prompt:
         prompts["hr_prompt"] = job.hr_prompt
     for at, text in prompts.items():
         if job.disable_extra_networks:
             continue
-        cleaned, present = _resolved(text, at, resolve, show, out)
+        cleaned, present = _resolved(text, at, (resolve, is_name, show), out)
         missing = {
             show(model): ref.scale for ref, model in listed.items() if show(model) not in present
         }
@@ -106,8 +112,11 @@ def _one_of(
         raise
 
 
-def _resolved(text: str, at: str, resolve: Ensure, show: Show, out: Tagged) -> tuple[str, set[str]]:
+def _resolved(
+    text: str, at: str, how: tuple[Ensure, Knows, Show], out: Tagged
+) -> tuple[str, set[str]]:
     """Return `text` with its own LoRA tags made good, and the names in them."""
+    resolve, is_name, show = how
     present: set[str] = set()
     texts: dict[str, str] = {}
     for tag in syntax.tags(text):
@@ -122,7 +131,7 @@ def _resolved(text: str, at: str, resolve: Ensure, show: Show, out: Tagged) -> t
         elif tag.type not in syntax.LORA_TYPES:
             out.warnings.append(f"A1111 knows no tag of the kind {shown(tag.text)}.")
         else:
-            name, weights = syntax.split_name(tag, lambda name: _is_known(name, resolve))
+            name, weights = syntax.split_name(tag, is_name)
             model = resolve(name)
             listed = show(model)
             if listed != name:
@@ -132,12 +141,14 @@ def _resolved(text: str, at: str, resolve: Ensure, show: Show, out: Tagged) -> t
     return syntax.replaced(text, texts), present
 
 
-def _is_known(name: str, resolve: Ensure) -> bool:
+def knows_lora(cache: ModelCache, name: str) -> bool:
+    """Tell whether a LoRA is called so, by what is known: a scan of the volume takes its time."""
     try:
-        resolve(name)
-    except (ModelNotFoundError, InvalidInputError):
-        return False
-    return True
+        return cache.find(Kind.LORA, name) is not None or any(
+            model.alias == name for model in aliased(cache)
+        )
+    except ModelNotFoundError:
+        return True  # Several are.
 
 
 def lora_by_name(cache: ModelCache, ensure: Callable[[str], CachedModel], name: str) -> CachedModel:

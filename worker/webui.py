@@ -212,7 +212,7 @@ class Webui:
 
     def _again(self) -> bool:
         """Start the next process in the place of this one; False if that is no use."""
-        process, reason = self._life.process, self._reason or ""
+        process, reason = self._life.process, (self._reason or "").rstrip(".")
         self._restarts.append(reason)
         log.warning(f"A1111 is started again: {reason}.")
         if process is not None:

@@ -105,7 +105,8 @@ async def _purge(request: web.Request) -> web.Response:
 
 async def _health(request: web.Request) -> web.Response:
     platform = request.app[PLATFORM]
-    platform.queue.tick(platform.now)
+    if platform.queue.tick(platform.now):
+        platform.notify()
     return web.json_response(platform.queue.health(platform.now))
 
 

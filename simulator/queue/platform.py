@@ -112,7 +112,8 @@ class Platform:
         Raises:
             web.HTTPNotFound: there is none, or none any more.
         """
-        self.queue.tick(self.now)
+        if self.queue.tick(self.now):
+            self.notify()
         job = self.queue.jobs.get(job_id)
         if job is None:
             raise web.HTTPNotFound(
@@ -160,6 +161,7 @@ class Platform:
                     "takes": job.takes,
                     "retries": job.retries,
                     "answers": job.answers,
+                    "stop_pod": job.stop_pod,
                     "progress": job.progress,
                     "forgotten": job.id not in self.queue.jobs,
                 }

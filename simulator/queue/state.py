@@ -97,6 +97,8 @@ class Job:
     answers: int = 0
     refused: bool = False
     """A result came and was refused; the worker thinks that it is done."""
+    stop_pod: bool = False
+    """The worker asked with its result to be replaced."""
 
     def as_json(self) -> dict[str, Any]:
         """Return what `/status` shows. Times are milliseconds."""
@@ -199,6 +201,7 @@ class JobQueue:
                 job.progress.append(message.get("output"))
             else:
                 job.output, job.error = message.get("output"), message.get("error")
+                job.stop_pod = message.get("stopPod") is True
                 self._end(job, Status.FAILED if job.error else Status.COMPLETED, now)
         elif objection is Outcome.TOO_LARGE and not is_progress:
             job.refused = True

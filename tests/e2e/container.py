@@ -10,6 +10,7 @@ What A1111 is told, at all of its starts and at each, is in simulator/webui/star
 import contextlib
 import dataclasses
 import os
+import secrets
 import socket
 import sys
 import time
@@ -91,6 +92,20 @@ class Container(World):
         self.until(lambda: self.status(job_id)["status"] not in going, "the job's end", within_s)
         return self.status(job_id)
 
+    def said(self, words: str) -> list[str]:
+        """Return the lines of the worker's log with these words."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if words in line]
+
+    def until_ready(self, starts: int = 0) -> None:
+        """Wait until the worker knows that A1111 answers, after so many starts, or those there were."""
+
+        def is_ready() -> bool:
+            number = max(starts, len(self.webui_pids), 1)
+            return len(self.said("A1111 answers after")) >= number
+
+        self.until(is_ready, "the worker knows that A1111 answers")
+
     def until(self, holds: Callable[[], bool], what: str, within_s: float = 20) -> None:
         """Wait until `holds()`, looking every 20 ms; `what` is what is waited for, in words."""
         deadline = time.monotonic() + within_s
@@ -147,6 +162,7 @@ def made_in(
     if folder != world.folder:
         folder.mkdir()
         (folder / "volume").symlink_to(world.volume)
+        (folder / "hub").symlink_to(world.files)
         world = dataclasses.replace(world, folder=folder)
         environment = {"RUNPOD_POD_ID": folder.name, **environment}
     port = _free_port()
@@ -200,6 +216,12 @@ def _session_of(pid: int) -> int | None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free now, and that the kernel gives to nobody who asks for any.
+
+    A1111 opens it a second later, and whoever were given it meanwhile would speak to the wrong one.
+    Source: Linux, net.ipv4.ip_local_port_range begins at 32768.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

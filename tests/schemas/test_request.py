@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from schemas.errors import InvalidInputError
 from schemas.job import Img2Img, Txt2Img
 from schemas.model_ref import Kind
-from schemas.request import parse
 from schemas.settings import JobSettings
+from tests.parsing import parse
 
 LIMITS = JobSettings()
 OPENAPI = Path(__file__).parents[3] / "shared" / "webui" / "openapi.json"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from schemas.errors import InvalidInputError
-from schemas.request import parse
 from schemas.settings import JobSettings
 from tests.conftest import running
+from tests.parsing import parse
 from worker.catalog import Catalog
 from worker.client import WebuiClient
 

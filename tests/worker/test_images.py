@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from schemas.errors import InvalidInputError
-from schemas.request import parse
 from schemas.settings import JobSettings
+from tests.parsing import parse
 from worker.images import checked, image
 
 

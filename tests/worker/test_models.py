@@ -14,10 +14,10 @@ from schemas.errors import (
     ModelNotFoundError,
 )
 from schemas.model_ref import Kind, ModelRef
-from schemas.request import parse
 from schemas.settings import CacheSettings, JobSettings
 from simulator import models as files
 from tests.conftest import Simulator, running
+from tests.parsing import parse
 from worker import models
 
 

@@ -7,11 +7,11 @@ from model_cache.cache import ModelCache
 from model_cache.models import CachedModel
 from schemas.errors import InvalidInputError, ModelNotFoundError
 from schemas.model_ref import Kind, LoraRef, ModelRef
-from schemas.request import parse
 from schemas.settings import CacheSettings, JobSettings
 from simulator import models
+from tests.parsing import parse
 from worker.links import LinkFolder
-from worker.tagging import Tagged, lora_by_name, tagged
+from worker.tagging import Tagged, knows_lora, lora_by_name, tagged
 
 
 class World:
@@ -48,6 +48,7 @@ class World:
             job,
             listed,
             lambda name: lora_by_name(self.cache, self.find, name),
+            lambda name: knows_lora(self.cache, name),
             lambda model: self.links.show(model)[0],
         )
 

@@ -1,0 +1,59 @@
+"""The simulators as processes of their own, and a worker's parts wired to one of them."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from model_cache.cache import ModelCache
+from rp_handler import made, watched
+from schemas.settings import Settings
+from worker.client import WebuiClient
+from worker.run import Runner
+
+ROOT = Path(__file__).parent.parent
+STOP_S = 10.0
+
+
+@contextlib.contextmanager
+def simulated(name: str, *options: object) -> Iterator[str]:
+    """Run one simulator as a process of its own; yield its URL.
+
+    Raises:
+        RuntimeError: it did not start.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-m", "simulator", name, "--port", "0", *map(str, options)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        line = child.stdout.readline() if child.stdout is not None else ""
+        if not line:
+            raise RuntimeError(f"The simulator {name} did not start.")
+        yield json.loads(line)["url"]
+    finally:
+        child.terminate()
+        try:
+            child.communicate(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+
+
+@contextlib.contextmanager
+def wired(settings: Settings) -> Iterator[Runner]:
+    """Yield a worker's path of a job, on the A1111 that listens at the port of `settings`."""
+    client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
+    with contextlib.closing(ModelCache(settings.cache)) as cache:
+        cache.start()
+        webui = watched(settings, None, client)
+        try:
+            yield made(settings, cache, client, webui)
+        finally:
+            webui.stop(STOP_S)
