@@ -45,8 +45,16 @@ def new_model(world: World) -> dict[str, str]:
 
 
 def is_drawing(container: Container) -> bool:
-    """Return whether A1111 is at a request: it loads, or samples, whichever was made slow."""
-    return "status" not in [{"status": None}, *container.sent()][-1]
+    """Return whether A1111 is at a request: it loads, or samples, whichever was made slow.
+
+    The first checkpoint of an A1111 is loaded by selecting it, before the job is sent.
+    """
+    return any(
+        "status" not in entry
+        for entry in container.journal()["requests"]
+        if entry["path"] in {"/sdapi/v1/options", "/sdapi/v1/txt2img"}
+        and entry["method"] == "POST"
+    )
 
 
 @dataclass(frozen=True)
