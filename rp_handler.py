@@ -28,7 +28,7 @@ from types import FrameType
 import rp_sdk
 from model_cache.cache import ModelCache
 from rp_jobs import Jobs, saving
-from schemas.errors import InvalidInputError, WorkerError
+from schemas.errors import BackendCrashedError, InvalidInputError, WorkerError
 from schemas.settings import CacheSettings, Settings, SettingsError, WebuiSettings
 from worker import hardware, logs, preload
 from worker.client import WebuiClient
@@ -223,6 +223,11 @@ def main() -> int:
         _require_test_input(rest)
         with ExitStack() as stack:
             return _serve(arguments, rest, stack)
+    except BackendCrashedError as error:
+        if error.details.get("exit_code") == EX_CONFIG:  # of A1111's preflight
+            sys.stderr.write(f"The settings are wrong:\n{error}\n")
+            return EX_CONFIG
+        return 1
     except SettingsError as error:
         sys.stderr.write(f"The settings are wrong:\n{error}\n")
         return EX_CONFIG

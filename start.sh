@@ -34,6 +34,7 @@ WEBUI_HELPERS_DIR=${WEBUI_HELPERS_DIR:-/opt/helpers}
 WEBUI_HF_HOME=${WEBUI_HF_HOME:-/opt/huggingface}
 WEBUI_MALLOC=${WEBUI_MALLOC-/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4}
 
+command_file=$WORKER_CACHE_DIR/webui-command
 places=(--webui-dir "$WEBUI_DIR" --webui-python "$WEBUI_PYTHON" --data-dir "$WEBUI_DATA_DIR"
     --cache-dir "$WORKER_CACHE_DIR" --helpers-dir "$WEBUI_HELPERS_DIR"
     --hf-home "$WEBUI_HF_HOME")
@@ -49,18 +50,17 @@ caches() {
 preflight() {
     # The SDK, too, leaves its files where it runs.
     cd "$WORKER_DIR"
-    export WEBUI_COMMAND_FILE=$WORKER_CACHE_DIR/webui-command
-    "$WORKER_PYTHON" -m worker preflight "${places[@]}" --command-file "$WEBUI_COMMAND_FILE"
+    "$WORKER_PYTHON" -m worker preflight "${places[@]}" --command-file "$command_file"
 }
 
 webui() {
     local command=()
     caches
     # Below the worker it is as it was at the first start: nothing is asked again.
-    if [[ -z ${WEBUI_COMMAND_FILE:-} ]]; then
+    if [[ -z ${WEBUI_RESTARTS_BY_FILE:-} || ! -e $command_file ]]; then
         preflight >&2
     fi
-    mapfile -d '' -t command <"$WEBUI_COMMAND_FILE"
+    mapfile -d '' -t command <"$command_file"
     # The tokenizers that A1111 would fetch in every new container; it looks there before it asks.
     if [[ -d $WEBUI_HF_HOME ]]; then
         export HF_HOME=$WEBUI_HF_HOME
@@ -78,7 +78,11 @@ webui() {
 worker() {
     local log
     caches
-    preflight
+    cd "$WORKER_DIR"
+    rm -f "$command_file"
+    export WEBUI_RESTARTS_BY_FILE=1
+    # A1111's preflight is its child's business, so that nothing of the worker waits for it: what it
+    # objects to ends the child with its exit code, and the worker with the same.
     # `exec` keeps our process id, so that A1111 is the worker's own child: its end is seen at once,
     # with the exit code, and it does not outlive the worker.
     exec {log}< <(exec setpriv --pdeathsig KILL "$SELF" webui </dev/null 2>&1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,9 @@ class Container:
         done = self.run(GO=str(self.root / "go"), **environ)
         assert done.returncode == 0, done.stderr
         seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        is_preflight = [line.startswith("preflight: ") for line in seen["lines"]]
+        seen["preflight"] = list(compress(seen["lines"], is_preflight))
+        seen["lines"] = [line for line in seen["lines"] if line not in seen["preflight"]]
         return seen
 
 
@@ -180,12 +184,19 @@ def test_memory_is_kept_by_the_worker_and_not_by_a1111(container: Container) -> 
     assert kept.keys() & container.webui(**kept)["environ"].keys() == set()
 
 
-def test_preflight_comes_first_and_its_exit_code_is_passed_on(container: Container) -> None:
-    done = container.run(A1111_CACHE_STALL_S="soon", GO=str(container.root / "go"))
+@pytest.mark.parametrize(
+    ("name", "value"), [("A1111_CACHE_STALL_S", "soon"), ("A1111_WEBUI_FLAGS", "--listen")]
+)
+def test_what_preflight_objects_to_ends_a1111_and_the_worker_with_its_code(
+    container: Container, name: str, value: str
+) -> None:
+    child = container.worker(**{name: value})
+    real = container.run(**{name: value, "WORKER_PYTHON": sys.executable})
 
-    assert done.returncode == 78
-    assert "A1111_CACHE_STALL_S" in done.stderr
-    assert not (container.root / "go").exists()
+    assert child["code"] == 78
+    assert any(line.startswith(f"preflight: {name}: ") for line in child["preflight"])
+    assert real.returncode == 78
+    assert f"{name}: " in real.stderr
 
 
 def test_preflight_prepares_the_folder_that_a1111_is_told_of(container: Container) -> None:

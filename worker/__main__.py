@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from schemas.settings import Settings, SettingsError
-from worker import health, survey
+from worker import vitals
 from worker.places import Places
 from worker.preflight import preflight
 
@@ -40,6 +40,8 @@ def _preflight(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int
 
 
 def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from worker import survey  # noqa: PLC0415 - A1111's start waits for preflight, not for this
+
     found: list[survey.Finding] = []
     try:
         for finding in survey.survey(environ, _places(arguments)):
@@ -57,14 +59,14 @@ def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _health(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = Settings.from_env(environ)
-    said = health.written(settings.webui.links)
+    said = vitals.written(settings.webui.links)
     if arguments.json:
         print(json.dumps(said))
     elif said is None:
-        print(f"No worker: {settings.webui.links} has no fresh {health.FILE}.")
+        print(f"No worker: {settings.webui.links} has no fresh {vitals.FILE}.")
     else:
-        print("\n".join(health.lines(said)))
-    return int(not health.is_well(said))
+        print("\n".join(vitals.lines(said)))
+    return int(not vitals.is_well(said))
 
 
 def _places(arguments: argparse.Namespace) -> Places:

@@ -1,20 +1,13 @@
 """How the worker is: for a job that asks, for `python -m worker health`, for the container's HEALTHCHECK.
 
-The worker writes what it alone knows into <links>/health.json every few seconds, replaced as a whole:
-
-    {"written": 1763700000.0, "status": "ready", "webui": {…}, "jobs": [{"id": "…", …}], …}
-
-A file that grows old means a worker that hangs; none, that there is no worker.
+The worker writes what it alone knows into a file every few seconds; see worker/vitals.py.
 """
 
-import json
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -22,17 +15,14 @@ from model_cache.cache import ModelCache
 from schemas.errors import WorkerError
 from schemas.model_ref import Kind
 from schemas.settings import Settings
-from worker import versions
+from worker import versions, vitals
 from worker.client import WebuiClient
 from worker.watch import Report
-from worker.webui import State, Webui
+from worker.webui import Webui
 
 log = logging.getLogger(__name__)
 
-FILE = "health.json"
 WRITE_EVERY_S = 2.0
-OLD_S = 30.0
-"""A file that was not written for so long tells nothing any more."""
 _ASK_S = 2.0
 
 
@@ -64,7 +54,7 @@ class Health:
         self._stopping.set()
         if self._writer is not None:
             self._writer.join()
-        _file(self._settings.webui.links).unlink(missing_ok=True)
+        vitals.file_in(self._settings.webui.links).unlink(missing_ok=True)
 
     @contextmanager
     def running(self, job_id: str, report: Report) -> Iterator[Report]:
@@ -130,7 +120,7 @@ class Health:
         refused = False
         while not self._stopping.is_set():
             try:
-                _write(_file(self._settings.webui.links), self._known())
+                vitals.write(vitals.file_in(self._settings.webui.links), self._known())
                 refused = False
             except OSError as error:
                 if not refused:
@@ -145,45 +135,3 @@ def memory(client: WebuiClient) -> dict[str, Any] | None:
         said = client.get("memory", timeout_s=_ASK_S)
         return said if isinstance(said, dict) else None
     return None
-
-
-def written(links: Path) -> dict[str, Any] | None:
-    """Return what the worker of this container wrote last; None if there is none, or it hangs."""
-    try:
-        said = json.loads(_file(links).read_text())
-        return said if time.time() - said["written"] < OLD_S else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def is_well(said: dict[str, Any] | None) -> bool:
-    """Tell whether a worker that wrote this is of use: A1111 answers, or is starting."""
-    return said is not None and said.get("status") in {State.READY, State.STARTING}
-
-
-def lines(said: dict[str, Any]) -> list[str]:
-    """Return what a worker wrote for a person to read."""
-    webui = said["webui"]
-    size = f", {webui['rss_bytes'] / 1e9:.1f} GB" if webui["rss_bytes"] else ""
-    jobs = [f"{job['id']} ({job['stage']}, {job['percent']} %)" for job in said["jobs"]]
-    settings = [f"{name}={value}" for name, value in said["settings"].items()]
-    return [
-        f"status   {said['status']}, up for {said['up_s']:.0f} s",
-        f"webui    {webui['kind']}, process {webui['pid']}, up for {webui['up_s']:.0f} s{size}",
-        *(f"restart  {reason}" for reason in webui["restarts"]),
-        f"jobs     {', '.join(jobs) or 'none'}, {said['jobs_done']} done",
-        *(f"setting  {setting}" for setting in settings),
-    ]
-
-
-def _file(links: Path) -> Path:
-    return links / FILE
-
-
-def _write(file: Path, said: dict[str, Any]) -> None:
-    fresh = file.with_name(f".{uuid.uuid4().hex}")
-    try:
-        fresh.write_text(json.dumps(said) + "\n")
-        fresh.replace(file)
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -107,12 +107,17 @@ class Preparation:
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
 
     def show_models(self) -> None:
-        """Link every model of every root, so that A1111's lists show them; before it starts, ideally."""
+        """Link every model of every root, so that A1111's lists show them."""
         for kind in Kind:
-            shown = list(self._safe(kind))
-            self._links.show_only(kind, shown)
+            self._links.show_only(kind, self._safe(kind))
+        self.tell_hashes()
+
+    def tell_hashes(self) -> None:
+        """Tell A1111 the hashes of all models; nothing while its data folder is not there yet."""
+        for kind in Kind:
             if kind is not Kind.VAE:  # All of them share one entry.
-                self._hashes.put_all((model, self._links.show(model)[0]) for model in shown)
+                shown = ((model, self._links.show(model)[0]) for model in self._safe(kind))
+                self._hashes.put_all(shown)
 
     def _safe(self, kind: Kind) -> Iterator[CachedModel]:
         """Yield the models of a kind that A1111 may be shown: it opens some as soon as it sees them."""

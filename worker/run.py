@@ -143,6 +143,7 @@ class Runner:
         with self._opening:
             if self._opened is None or self._opened.life is not life:
                 self._opened = Session(self._client, self._links, life)
+                self._preparation.tell_hashes()
             return self._opened
 
     def _in_turn(

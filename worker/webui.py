@@ -174,7 +174,8 @@ class Webui:
         while not self._stopping.is_set():
             if process is not None and (code := process.exit_code()) is not None:
                 return BackendCrashedError(
-                    f"A1111 ended with code {code} while starting. {process.last_lines()}".strip()
+                    f"A1111 ended with code {code} while starting. {process.last_lines()}".strip(),
+                    exit_code=code,
                 )
             if self._answers():
                 log.info(f"A1111 answers after {time.monotonic() - life.started:.1f} s.")

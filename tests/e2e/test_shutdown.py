@@ -52,8 +52,7 @@ def is_drawing(container: Container) -> bool:
     return any(
         "status" not in entry
         for entry in container.journal()["requests"]
-        if entry["path"] in {"/sdapi/v1/options", "/sdapi/v1/txt2img"}
-        and entry["method"] == "POST"
+        if entry["path"] in {"/sdapi/v1/options", "/sdapi/v1/txt2img"} and entry["method"] == "POST"
     )
 
 

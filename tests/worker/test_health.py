@@ -18,7 +18,7 @@ from schemas.settings import CacheSettings, Settings, WebuiSettings
 from simulator import models as files
 from tests.conftest import ROOT, Simulator, running
 from tests.worker.keeping import kept
-from worker import health
+from worker import vitals
 from worker.client import WebuiClient
 from worker.run import Runner
 
@@ -98,15 +98,15 @@ def test_the_file_is_there_as_long_as_the_worker_and_grows_old(
     tmp_path: Path, webui: Simulator
 ) -> None:
     runner, links = runner_on(tmp_path, webui), tmp_path / "links"
-    assert health.written(links) is None
+    assert vitals.written(links) is None
 
     runner.health.start()
     deadline = time.monotonic() + 10
-    while (said := health.written(links)) is None:
+    while (said := vitals.written(links)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
-    assert health.is_well(said)
+    assert vitals.is_well(said)
     assert said["pid"] == os.getpid()
     asked = ask(links)
     assert asked.stdout.startswith("status   ready, up for ")
@@ -115,11 +115,11 @@ def test_the_file_is_there_as_long_as_the_worker_and_grows_old(
     assert json.loads(ask(links, "--json").stdout)["status"] == "ready"
     old = json.loads((links / "health.json").read_text())
     runner.health.stop()
-    assert not health.is_well(health.written(links))
+    assert not vitals.is_well(vitals.written(links))
     none = ask(links)
     assert (none.stdout.partition(":")[0], none.returncode) == ("No worker", 1)
 
     (links / "health.json").write_text(json.dumps(old | {"written": time.time() - 60}))
-    assert health.written(links) is None
+    assert vitals.written(links) is None
     (links / "health.json").write_text("half a fi")
-    assert health.written(links) is None
+    assert vitals.written(links) is None
