@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix` and `lock` only checks or runs.
-.PHONY: help run demo moosefs test tests-but-chaos tests-chaos lint types unit chaos bench-overhead bench-download bench-cache bench-coldstart bench-switch fix lock clean
+.PHONY: help run demo moosefs test tests-worlds tests-parts tests-rest tests-chaos lint types unit chaos bench-overhead bench-download bench-cache bench-coldstart bench-switch fix lock clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -16,12 +16,23 @@ demo: $(READY)   ## queue, model host, WebUI and worker on this machine; one req
 # At once, because the tests wait for processes and sockets more than they compute.
 test: $(READY)   ## what CI runs: lint, types, every test, coverage
 	$(BIN)/coverage erase
-	$(MAKE) --no-print-directory -j3 --output-sync=line lint types tests-but-chaos tests-chaos
+	$(MAKE) --no-print-directory -j4 --output-sync=line \
+	  tests-worlds tests-parts tests-rest tests-chaos lint types
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-tests-but-chaos: $(READY)
-	$(BIN)/coverage run -m pytest --ignore=tests/chaos
+# Whole workers in their world; parts with a simulator behind them; all the others; faults.
+WORLDS := tests/e2e tests/sdk
+PARTS := tests/worker tests/contract tests/simulator
+
+tests-worlds: $(READY)
+	$(BIN)/coverage run -m pytest $(WORLDS)
+
+tests-parts: $(READY)
+	$(BIN)/coverage run -m pytest $(PARTS)
+
+tests-rest: $(READY)
+	$(BIN)/coverage run -m pytest tests $(addprefix --ignore=,$(WORLDS) $(PARTS) tests/chaos)
 
 tests-chaos: $(READY)
 	$(BIN)/coverage run -m pytest tests/chaos
