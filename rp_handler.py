@@ -30,7 +30,7 @@ from model_cache.cache import ModelCache
 from rp_jobs import Jobs, saving
 from schemas.errors import BackendCrashedError, InvalidInputError, WorkerError
 from schemas.settings import CacheSettings, Settings, SettingsError, WebuiSettings
-from worker import hardware, logs, preload
+from worker import hardware, logs, preflight, preload
 from worker.client import WebuiClient
 from worker.process import WebuiProcess, spawn
 from worker.run import Runner
@@ -130,15 +130,20 @@ def _free_port() -> int:
             return port
 
 
-def adopted(arguments: argparse.Namespace) -> Child | None:
+def adopted(arguments: argparse.Namespace, settings: WebuiSettings) -> Child | None:
     """Return the A1111 that start.sh started before it became us, None if there is none."""
     if arguments.webui_pid is None:
         return None
     output = None if arguments.webui_log is None else os.fdopen(arguments.webui_log, "rb")
-    return Child(
-        WebuiProcess(arguments.webui_pid, output),
-        lambda: spawn([str(ROOT / "start.sh"), "webui"], ROOT),
-    )
+
+    def again() -> WebuiProcess:
+        try:
+            preflight.reconfigure(settings)
+        except SettingsError as error:
+            log.warning(f"A1111 is started with its own options: {error}")
+        return spawn([str(ROOT / "start.sh"), "webui"], ROOT)
+
+    return Child(WebuiProcess(arguments.webui_pid, output), again)
 
 
 def opened(settings: CacheSettings, stack: ExitStack) -> ModelCache:
@@ -199,8 +204,10 @@ def _max_rss_bytes(settings: WebuiSettings) -> int | None:
     return int(0.9 * hardware.memory_bytes()) or None
 
 
-def wait_until_ready(runner: Runner, webui: Webui, settings: Settings) -> None:
+def wait_until_ready(runner: Runner, webui: Webui, settings: Settings, stopping: Event) -> None:
     """Return when the first job may come: with `eager` at once, else when A1111 answers.
+
+    `stopping` ends a warm-up that is still at it: the interpreter would wait for its download.
 
     Raises:
         BackendError: A1111 ended, or did not answer in time.
@@ -208,9 +215,9 @@ def wait_until_ready(runner: Runner, webui: Webui, settings: Settings) -> None:
     if not settings.webui.eager:
         webui.ready(Event())
         if settings.webui.warm_up:
-            runner.warm_up()
+            runner.warm_up(stopping)
     elif settings.webui.warm_up:
-        Thread(target=runner.warm_up, name="warm-up", daemon=True).start()
+        Thread(target=runner.warm_up, args=(stopping,), name="warm-up", daemon=True).start()
 
 
 def main() -> int:
@@ -255,14 +262,16 @@ def _serve(arguments: argparse.Namespace, rest: list[str], stack: ExitStack) -> 
         links = stack.enter_context(TemporaryDirectory(prefix="a1111-links-"))
         settings, child = simulated(settings, Path(links))
     else:
-        settings, child = with_volume(settings), adopted(arguments)
+        settings, child = with_volume(settings), adopted(arguments, settings.webui)
     client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
     webui = watched(settings, child, client)
     stack.callback(webui.stop, STOP_GRACE_S)
     runner = made(settings, opened(settings.cache, stack), client, webui)
     runner.health.start()
     stack.callback(runner.health.stop)
-    wait_until_ready(runner, webui, settings)
+    stopping = Event()
+    stack.callback(stopping.set)
+    wait_until_ready(runner, webui, settings, stopping)
     jobs = Jobs(runner.run, settings.job, online=online, on_lost=rp_sdk.stop)
     rp_sdk.serve(
         saving(jobs.handle, OUTPUT) if local_test else jobs.handle,

@@ -5,6 +5,7 @@ Source: runpod-python 1.12.0, rp_scale.py cancels the task of a job that is to s
 """
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import logging
@@ -99,7 +100,9 @@ class Jobs:
             return dict(await asyncio.shield(work))
         except asyncio.CancelledError:
             ending.end(None)
-            await asyncio.wait({work})
+            while not work.done():  # A second cancel must not free the slot sooner.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({work})
             log.info(f"cancelled: {work.exception()}")
             raise
         except WorkerError as error:

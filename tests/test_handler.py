@@ -159,6 +159,27 @@ def test_a_cancelled_job_is_told_and_its_thread_is_waited_for() -> None:
     asyncio.run(cancel())
 
 
+def test_a_second_cancel_frees_the_slot_no_sooner() -> None:
+    ended = Event()
+
+    def work(_job: dict[str, Any], cancelled: Event, _report: Callable[..., None]) -> Any:
+        assert cancelled.wait(5)
+        time.sleep(0.2)
+        ended.set()
+        raise JobCancelledError("The job was cancelled.")
+
+    async def cancel_twice() -> None:
+        task = asyncio.create_task(jobs(work).handle(JOB))
+        for _ in range(2):
+            await asyncio.sleep(0.05)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    asyncio.run(cancel_twice())
+
+
 def test_jobs_do_not_block_the_loop() -> None:
     release = Event()
 

@@ -115,6 +115,22 @@ def preflight(environ: Mapping[str, str], places: Places, command_file: Path) ->
     ]
 
 
+def reconfigure(webui: WebuiSettings) -> str:
+    """Merge our options into config.json again, before A1111 is started again; return what was done.
+
+    A1111 writes the file when an option is set, and not at once: one that was killed meanwhile leaves
+    half of it, and the next would start with options of its own.
+    Source: A1111 1.10.1, modules/options.py, Options.save.
+
+    Raises:
+        SettingsError: an option in the file is of another type.
+        OSError: it cannot be written.
+    """
+    limit = checkpoints_kept(webui, hardware.memory_bytes())
+    file = webui.links / DATA / "config.json"
+    return _configure(file, limit, demanded=webui.loaded_checkpoints is not None)
+
+
 def wrong_with(settings: Settings, environ: Mapping[str, str], places: Places) -> list[str]:
     """Return what keeps A1111 from being started at all, a line each; touches nothing."""
     problems = [
@@ -209,16 +225,24 @@ def _prepare_folders(links: Path, webui_dir: Path, data_dir: Path) -> None:
 
 def _point(link: Path, target: Path) -> None:
     """Make `link` lead to `target`, unless something else than a link is there."""
-    if link.is_symlink():
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(target)
+    if link.is_symlink() or not link.exists():
+        # At no moment without it: the worker may look already.
+        fresh = link.with_name(f".{link.name}.new")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target)
+        fresh.replace(link)
 
 
 def _configure(file: Path, limit: int, *, demanded: bool) -> str:
     """Merge our options into A1111's config.json and return what was done."""
     wanted = {**OPTIONS, LIMIT: limit}
+    was_there = file.is_file()
     kept = _options_in(file)
+    aside = (
+        f", what was there is no JSON object: {file.name}.broken"
+        if was_there != file.is_file()
+        else ""
+    )
     wrong = [
         f"{file}: `{key}` must be {type(value).__name__}, not {type(kept[key]).__name__}."
         for key, value in wanted.items()
@@ -230,7 +254,7 @@ def _configure(file: Path, limit: int, *, demanded: bool) -> str:
     if merged != kept:
         _write(file, json.dumps(merged, indent=4).encode() + b"\n")
     own = [f"{key} is {json.dumps(kept[key])}" for key in wanted if merged[key] != wanted[key]]
-    return f"{file}, {len(merged) - len(kept)} options added" + "".join(
+    return f"{file}, {len(merged) - len(kept)} options added{aside}" + "".join(
         f", {words} as it was" for words in own
     )
 
@@ -243,12 +267,14 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _options_in(file: Path) -> dict[str, Any]:
+    """Return what A1111's config.json says; one that it could not read itself is set aside."""
     try:
         options = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
-    except ValueError as error:  # of JSON or of UTF-8
-        raise SettingsError(f"{file}: this is not JSON; mend or remove it.") from error
-    if not isinstance(options, dict):
-        raise SettingsError(f"{file}: this is not a JSON object; mend or remove it.")
-    return options
+    except ValueError:  # of JSON or of UTF-8
+        options = None
+    if isinstance(options, dict):
+        return options
+    file.replace(file.with_name(f"{file.name}.broken"))
+    return {}

@@ -89,10 +89,16 @@ class WebuiProcess:
         for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
             if self.exit_code() is not None:
                 return
-            os.kill(self.pid, number)
+            self._send(number)
             deadline = time.monotonic() + wait_s
             while self.exit_code() is None and time.monotonic() < deadline:
                 time.sleep(LOOK_S)
+
+    def _send(self, number: int) -> None:
+        # Another thread may see its end meanwhile, after which the number means nobody, or another.
+        with self._lock:
+            if self._code is None:
+                os.kill(self.pid, number)
 
     def _pass_on(self, output: IO[bytes]) -> None:
         with output:

@@ -77,11 +77,11 @@ class Runner:
         """Link every model of every root, so that A1111's lists show them; before it starts, ideally."""
         self._preparation.show_models()
 
-    def warm_up(self) -> None:
+    def warm_up(self, cancelled: Event) -> None:
         """Load the default checkpoint; what hinders that is logged, and left to the jobs."""
         start = time.monotonic()
         try:
-            self.run({"id": "warm-up", "input": WARM_UP}, Event(), lambda _: None)
+            self.run({"id": "warm-up", "input": WARM_UP}, cancelled, lambda _: None)
         except WorkerError as error:
             log.warning(f"The default checkpoint was not loaded: {error.code}: {error}")
         else:
@@ -133,7 +133,7 @@ class Runner:
                 is_busy = isinstance(error, BackendStalledError) and self._gpu.locked()
                 if error.refresh_worker or (is_busy and not holds_gpu):
                     raise
-                self._webui.replace(life, f"it did not answer: {error}")
+                self._webui.replace(life, f"it did not answer: {error}", is_broken=True)
                 if is_last:
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -186,7 +186,9 @@ class Runner:
             caller.cancelled,
             caller.report,
             has_ended=lambda: session.life.has_ended,
-            give_up=lambda reason: self._webui.replace(session.life, reason),
+            give_up=lambda reason: self._webui.replace(
+                session.life, reason, is_broken=not caller.cancelled.is_set()
+            ),
             previews=prepared.job.previews,
             loads=prepared.checkpoint_name,
         )
@@ -237,8 +239,11 @@ class Runner:
 
     def _mend(self, session: Session, error: WorkerError) -> None:
         """Replace A1111 if its next picture could be a wrong one, or none."""
+        if isinstance(error.__cause__, WorkerError):
+            # The job was cancelled or took too long, and failed besides: see Watcher.post.
+            error = error.__cause__
         if isinstance(error, BackendCrashedError | BackendNotReadyError):
-            self._webui.replace(session.life, str(error))
+            self._webui.replace(session.life, str(error), is_broken=True)
         elif isinstance(
             error, BackendFailedError | BackendOutOfMemoryError
         ) and session.is_doubtful(error):

@@ -50,6 +50,7 @@ class Session:
         """Up to when it knows of our links; those that were there it found when it started."""
         self._touched: set[str] = set()
         self._loaded: str | None = None
+        self._vae: str | None = None
         self._last_vae: CachedModel | None = None
 
     def refresh(self) -> None:
@@ -82,6 +83,8 @@ class Session:
         if self.loads(chosen):
             self.switches += 1
             self._loaded = None
+        if self._vae != chosen.vae:
+            self._vae = None
         if chosen.refiner or chosen.hires:
             self._loaded = None  # Another one stays loaded.
 
@@ -89,15 +92,19 @@ class Session:
         """Note that the request was answered with a picture."""
         if not chosen.refiner and not chosen.hires:
             self._loaded = chosen.checkpoint
+        self._vae = chosen.vae
 
     def is_doubtful(self, error: WorkerError) -> bool:
         """Tell whether A1111 may draw wrong pictures from now on, after a job failed so.
 
         A checkpoint that fails to load leaves the one before without its hooks: every later picture
         is wrong, with status 200 and the right hash, until another checkpoint is loaded.
-        Source: recorded from A1111 1.10.1: ckpt_deleted_file, after_ckpt_deleted.
+        A VAE that fails to load does so, too.
+        Source: recorded from A1111 1.10.1: ckpt_deleted_file, after_ckpt_deleted; its
+        modules/sd_vae.py, reload_vae_weights (undo_hijack, load_vae, hijack).
         """
-        return self._loaded is None and error.details.get("exception") not in _AFTER_LOADING
+        is_loading = self._loaded is None or self._vae is None
+        return is_loading and error.details.get("exception") not in _AFTER_LOADING
 
     def _forget_lost_vae(self) -> None:
         """Hide the last job's VAE from A1111 if its file is gone.

@@ -23,7 +23,7 @@ def written(links: Path) -> dict[str, Any] | None:
     """Return what the worker of this container wrote last; None if there is none, or it hangs."""
     try:
         said = json.loads(file_in(links).read_text())
-        return said if time.time() - said["written"] < OLD_S else None
+        return said if "webui" in said and time.time() - said["written"] < OLD_S else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -8,6 +8,7 @@ job"; recorded: txt2img_interrupted.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -143,7 +144,8 @@ class Watcher:
         Thread(target=request.run, args=(post,), name="request", daemon=True).start()
         ending = self._attend(request, patience, attendants)
         if ending is not None:
-            raise ending
+            # What A1111 answered in the end tells what state it is in.
+            raise ending from request.error
         if request.error is not None:
             raise request.error
         if self._has_interrupted:
@@ -214,7 +216,9 @@ class Watcher:
         except WorkerError as error:
             log.debug(f"progress: {error}")  # The request itself tells what became of A1111.
             return
-        state = answer.get("state") or {}
+        state = answer.get("state") if isinstance(answer, dict) else None
+        if not isinstance(state, dict):
+            return
         signs.note(state)
         if signs.is_sampling:
             attendants.report(_sampling(answer, state, previews=attendants.previews))
@@ -251,14 +255,19 @@ def _cancelled() -> JobCancelledError:
 
 def _sampling(answer: dict[str, Any], state: dict[str, Any], *, previews: bool) -> dict[str, Any]:
     """Return what callers are told; see `schemas.result.Progress`."""
-    number, count = int(state.get("job_no") or 0) + 1, int(state.get("job_count") or 0)
+    number, count = round(_number(state.get("job_no"))) + 1, round(_number(state.get("job_count")))
     told = {
         "stage": "sampling",
-        "percent": round(100 * min(1.0, max(0.0, float(answer.get("progress") or 0)))),
-        "eta_s": round(float(answer.get("eta_relative") or 0), 1),
+        "percent": round(100 * min(1.0, max(0.0, _number(answer.get("progress"))))),
+        "eta_s": round(_number(answer.get("eta_relative")), 1),
         "step": state.get("sampling_step"),
         "steps": state.get("sampling_steps"),
         "detail": f"{number} of {count}" if count > 1 else "",
     }
     preview = small_jpeg(answer.get("current_image")) if previews else None
     return told | ({"preview": preview} if preview else {})
+
+
+def _number(value: object) -> float:
+    """Return a number of A1111's, 0 for anything else: progress is worth no failure."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0

@@ -28,7 +28,7 @@ _ASK_S = 0.25
 _MEASURE_S = 1.0
 # It is of no use any more: the grace is for what it has to write, not for a job.
 _REPLACE_GRACE_S = 2.0
-# Processes that end by themselves, one after the other, before any did anything.
+# Processes that end or hang, one after the other, before any did anything.
 _MOST_IN_VAIN = 3
 
 
@@ -132,16 +132,18 @@ class Webui:
                 raise _anew(self._error)
             return self._life
 
-    def replace(self, life: Life, reason: str) -> None:
+    def replace(self, life: Life, reason: str, *, is_broken: bool = False) -> None:
         """End this process and start another; returns at once, and does nothing the second time.
 
         Args:
             life: the one that is meant: it may have been replaced by now.
             reason: for people, as in "it did not stop".
+            is_broken: it ended or hangs, as one does that ends by itself.
         """
         with self._changed:
             if self._life is life and self._state is State.READY:
                 self._state, self._reason = State.STARTING, reason
+                self._in_vain += is_broken and not self._served
                 self._changed.notify_all()
 
     def served(self, life: Life) -> None:

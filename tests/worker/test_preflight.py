@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from schemas.settings import SettingsError, WebuiSettings
+from schemas.settings import Settings, SettingsError, WebuiSettings
 from worker import hardware
 from worker.__main__ import main
 from worker.links import FOLDERS
 from worker.places import Places
-from worker.preflight import LIMIT, OPTIONS, checkpoints_kept, preflight
+from worker.preflight import LIMIT, OPTIONS, checkpoints_kept, preflight, reconfigure
 
 ROOT = Path(__file__).parent.parent.parent
 SUBJECTS = ["webui", "volume", "links", "data", "config", "helpers", "flags"]
@@ -115,9 +115,6 @@ def test_a_second_start_changes_nothing(container: dict[str, str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        pytest.param(b'{"samples_save": ', "not JSON", id="cut"),
-        pytest.param(b"\xff\xfe{}", "not JSON", id="another encoding"),
-        pytest.param(b"[]", "not a JSON object", id="a list"),
         pytest.param(b'{"sd_vae": null}', "`sd_vae` must be str, not NoneType", id="null"),
         pytest.param(
             b'{"sd_checkpoints_limit": true}', "must be int, not bool", id="bool for a number"
@@ -135,6 +132,32 @@ def test_a_config_that_a1111_could_not_live_with_stops_the_start(
         run(container, tmp_path)
 
     assert (tmp_path / "data" / "config.json").read_bytes() == text
+
+
+@pytest.mark.parametrize("text", [b'{"samples_save": ', b"\xff\xfe{}", b"[]"])
+def test_a_config_that_a1111_left_half_written_is_set_aside(
+    container: dict[str, str], tmp_path: Path, text: bytes
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "config.json").write_bytes(text)
+
+    lines = run(container, tmp_path)
+
+    assert "config.json.broken" in lines[SUBJECTS.index("config")]
+    assert (tmp_path / "data" / "config.json.broken").read_bytes() == text
+    assert json.loads((tmp_path / "data" / "config.json").read_text())["samples_save"] is False
+
+
+def test_before_a_restart_our_options_are_there_again(
+    container: dict[str, str], tmp_path: Path
+) -> None:
+    run(container, tmp_path)
+    config = tmp_path / "data" / "config.json"
+    config.write_text('{"samples_sav')
+
+    reconfigure(Settings.from_env(container).webui)
+
+    assert json.loads(config.read_text())["disable_mmap_load_safetensors"] is True
 
 
 def test_without_a_volume_the_worker_says_where_models_will_be_kept(

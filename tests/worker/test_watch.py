@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ from PIL import Image
 from schemas.errors import (
     BackendCrashedError,
     BackendFailedError,
+    BackendOutOfMemoryError,
     BackendStalledError,
     JobCancelledError,
 )
@@ -140,6 +142,27 @@ def test_a_cancel_while_loading_waits_for_the_load_that_nothing_can_stop(world: 
     assert world.journal()["interrupts"] >= 1
     world.cancelled.clear()
     assert world.post(steps=2)["images"]
+
+
+def test_what_a1111_answers_to_a_cancelled_job_is_kept_as_the_cause(world: World) -> None:
+    world.webui.post("/simulator/faults", {"load_s": 1.5})
+    world.fault(kind="oom", when="sampling")
+    timer = Timer(0.3, world.cancelled.set)
+    timer.start()
+
+    with pytest.raises(JobCancelledError) as told:
+        world.post(replace(PATIENCE, load_s=10))
+    timer.join()
+
+    assert isinstance(told.value.__cause__, BackendOutOfMemoryError)
+
+
+def test_progress_of_an_odd_shape_hinders_no_job(world: World) -> None:
+    odd = {"state": {"job": "x", "job_no": "one", "job_count": [2], "sampling_step": None}}
+    for body in ("[]", '"text"', json.dumps(odd), '{"state": 7}'):
+        world.fault(kind="fail", status=200, shape="text", text=body, path="/sdapi/v1/progress")
+
+    assert world.post(steps=150, n_iter=2)["images"]
 
 
 def test_a_job_that_heeds_no_interrupt_is_given_up_after_a_cancel(world: World) -> None:

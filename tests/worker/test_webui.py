@@ -177,6 +177,17 @@ def test_one_that_ends_again_and_again_before_it_did_anything_is_the_end(world: 
         assert len(world.started) == 3
 
 
+def test_one_that_breaks_in_every_job_is_the_end_though_it_never_dies_by_itself(
+    world: World,
+) -> None:
+    with world.webui() as webui:
+        for _ in range(3):
+            webui.replace(webui.ready(Event()), "its GPU is broken", is_broken=True)
+
+        with pytest.raises(BackendCrashedError, match="again and again"):
+            webui.ready(Event())
+
+
 def test_one_that_did_something_may_end_more_often(world: World) -> None:
     with world.webui() as webui:
         for number in range(4):
