@@ -34,8 +34,9 @@ tests-parts: $(READY)
 tests-rest: $(READY)
 	$(BIN)/coverage run -m pytest tests $(addprefix --ignore=,$(WORLDS) $(PARTS) tests/chaos)
 
+# Not traced: what is killed again and again here has its tests of its own, and would write no data.
 tests-chaos: $(READY)
-	$(BIN)/coverage run -m pytest tests/chaos
+	$(BIN)/pytest tests/chaos
 
 lint: $(READY)   ## style of Python, shell and Dockerfile
 	$(BIN)/ruff format --check .

@@ -80,10 +80,16 @@ StartSimulator = Callable[..., Simulator]
 
 @contextlib.contextmanager
 def running(*argv: object) -> Iterator[Simulator]:
-    """Start `python -m simulator ARGV…` and end it afterwards."""
+    """Start `python -m simulator ARGV…` and end it afterwards.
+
+    It is not traced for coverage: tests/contract and tests/simulator have its code in their own
+    process, and here it would take its time from what is tested.
+    """
+    traced = {"COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"}
     process = subprocess.Popen(
         [sys.executable, "-m", "simulator", *map(str, argv), "--port", "0"],
         cwd=ROOT,
+        env={name: text for name, text in os.environ.items() if name not in traced},  # noqa: TID251 - a child's PATH
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,

@@ -31,6 +31,7 @@ from tests.e2e.conftest import World, make_world, started
 WEBUI_PYTHON = """#!/bin/sh
 [ "$1 $2" = "-u launch.py" ] || exec {python} "$@"
 shift 2
+unset COVERAGE_PROCESS_CONFIG COVERAGE_PROCESS_START
 cd {root} && exec {python} -m simulator webui --starts {starts} "$@"
 """
 
