@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix` and `lock` only checks or runs.
-.PHONY: help run demo moosefs test tests-worlds tests-parts tests-rest tests-chaos lint types unit chaos bench-overhead bench-download bench-cache bench-coldstart bench-switch fix lock clean
+.PHONY: help run demo moosefs test tests-worlds tests-parts tests-rest tests-faults lint types unit chaos bench-overhead bench-download bench-cache bench-coldstart bench-switch fix lock clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -17,13 +17,14 @@ demo: $(READY)   ## queue, model host, WebUI and worker on this machine; one req
 test: $(READY)   ## what CI runs: lint, types, every test, coverage
 	$(BIN)/coverage erase
 	$(MAKE) --no-print-directory -j4 --output-sync=line \
-	  tests-worlds tests-parts tests-rest tests-chaos lint types
+	  tests-worlds tests-parts tests-rest tests-faults lint types
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Whole workers in their world; parts with a simulator behind them; all the others; faults.
-WORLDS := tests/e2e tests/sdk
-PARTS := tests/worker tests/contract tests/simulator
+# Whole workers in their world; parts with a simulator behind them; faults and figures; all the others.
+WORLDS := tests/e2e tests/sdk tests/clients
+PARTS := tests/worker tests/contract
+FAULTS := tests/chaos tests/benchmarks
 
 tests-worlds: $(READY)
 	$(BIN)/coverage run -m pytest $(WORLDS)
@@ -32,11 +33,11 @@ tests-parts: $(READY)
 	$(BIN)/coverage run -m pytest $(PARTS)
 
 tests-rest: $(READY)
-	$(BIN)/coverage run -m pytest tests $(addprefix --ignore=,$(WORLDS) $(PARTS) tests/chaos)
+	$(BIN)/coverage run -m pytest tests $(addprefix --ignore=,$(WORLDS) $(PARTS) $(FAULTS))
 
-# Not traced: what is killed again and again here has its tests of its own, and would write no data.
-tests-chaos: $(READY)
-	$(BIN)/pytest tests/chaos
+# Not traced: what is killed again and again, or measured, has its tests of its own.
+tests-faults: $(READY)
+	$(BIN)/pytest $(FAULTS)
 
 lint: $(READY)   ## style of Python, shell and Dockerfile
 	$(BIN)/ruff format --check .

@@ -291,7 +291,8 @@ def test_a_client_that_goes_away_does_not_stop_its_job(slow: WebuiProcess) -> No
 def test_a_pool_full_of_queued_jobs_leaves_no_thread_for_progress(
     slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
-    jobs = [aside.submit(job, slow, steps=3) for _ in range(50)]
+    # All the others wait behind the first, however long it takes until they have come.
+    jobs = [aside.submit(job, slow, steps=steps) for steps in [100] + [2] * 49]
     # The journal is answered past the pool.
     while len(slow.journal()["requests"]) < 51:
         time.sleep(0.01)
