@@ -59,10 +59,10 @@ async def _version_by_hash(request: web.Request) -> web.Response:
     site = request.app[SITE]
     wanted = request.match_info["hash"].lower()
     for version in world.versions(site.root):
-        for path in version.files:
-            digest = await site.digests.sha256(path)
-            if wanted in {digest, digest[:10]}:
-                return web.json_response(await _describe(request, version))
+        described = await _describe(request, version)
+        for file in described["files"]:
+            if wanted in map(str.lower, file["hashes"].values()):
+                return web.json_response(described)
     return _unknown("Model not found")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from simulator.webui import catalogue, failure
+from simulator.webui import catalogue, failure, forge
 from simulator.webui.endpoints import Call, Endpoint, Text, endpoints
 from simulator.webui.failure import HttpError, InvalidRequestError, WebuiError
 from simulator.webui.faults import Fault
@@ -58,7 +58,7 @@ class Server:
         self._compressor = ThreadPoolExecutor(2, thread_name_prefix="gzip")
         self._routes = endpoints(program)
         self._routes["GET", "/openapi.json"] = Endpoint(
-            lambda _: catalogue.openapi(), is_protected=False
+            lambda _: _schema(program), is_protected=False
         )
         self._routes["GET", "/docs"] = Endpoint(lambda _: Text(_PAGE), is_protected=False)
         self._paths = {path for _, path in self._routes}
@@ -235,6 +235,14 @@ def _instead(fault: Fault) -> web.Response:
         kind = "text/html" if content.startswith("<") else "text/plain"
         return web.Response(text=content, status=fault.status, content_type=kind)
     return _json(content, fault.status)
+
+
+def _schema(program: Program) -> dict[str, Any]:
+    """Return what /openapi.json serves."""
+    schema = catalogue.openapi(controlnet=program.controlnet is not None)
+    if program.flags.forge:
+        schema["paths"] = forge.paths(schema["paths"])
+    return schema
 
 
 def _answer(endpoint: Endpoint, call: Call) -> bytes | Text:

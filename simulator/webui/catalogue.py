@@ -121,8 +121,8 @@ def schedule_of(sampler: str, label: str) -> str | None:
 
 
 @functools.cache
-def openapi() -> dict[str, Any]:
-    """Return the schema that /openapi.json serves."""
+def openapi(*, controlnet: bool = False) -> dict[str, Any]:
+    """Return the schema that /openapi.json serves; of `controlnet`'s parts only the paths."""
     schemas = load("openapi_schemas") | {
         title: {"title": title, "type": "object", "properties": load(name)}
         for title, name in _APART.items()
@@ -130,7 +130,7 @@ def openapi() -> dict[str, Any]:
     return {
         "openapi": "3.0.2",
         "info": {"title": "FastAPI", "version": "0.1.0"},
-        "paths": load("openapi_paths"),
+        "paths": load("openapi_paths") | (load("controlnet")["paths"] if controlnet else {}),
         "components": {"schemas": dict(sorted(schemas.items()))},
     }
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.webui import catalogue, coerce, forge
+from simulator.webui import catalogue, coerce, controlnet_answers, forge
+from simulator.webui.controlnet import ControlNet
 from simulator.webui.failure import WebuiError
 from simulator.webui.program import Program
 
@@ -65,6 +66,8 @@ def endpoints(program: Program) -> dict[tuple[str, str], Endpoint]:
     )
     if program.flags.forge:
         _forge(routes, program, api)
+    if program.controlnet:
+        routes |= _controlnet(program.controlnet)
     if program.flags.server_stop:
         for name, answer in _endings(program).items():
             routes["POST", f"{api}/server-{name}"] = Endpoint(_plainly(answer))
@@ -88,6 +91,40 @@ def _forge(routes: dict[tuple[str, str], Endpoint], program: Program, api: str) 
             for name, path in forge.modules(folders).items()
         ]
     )
+
+
+def _controlnet(extension: ControlNet) -> dict[tuple[str, str], Endpoint]:
+    """Return the extension's routes, which the API's authentication does not protect."""
+
+    def flag(call: Call, name: str, *, default: bool) -> bool:
+        return coerce.query_flag(name, call.query.get(name), default=default)
+
+    answers: dict[str, Callable[[Call], Any]] = {
+        "version": lambda _: {"version": controlnet_answers.API_VERSION},
+        "model_list": lambda call: controlnet_answers.models(
+            extension, update=flag(call, "update", default=True)
+        ),
+        "module_list": lambda call: controlnet_answers.modules(
+            alias_names=flag(call, "alias_names", default=False)
+        ),
+        "control_types": lambda _: controlnet_answers.types(extension),
+        "settings": lambda _: controlnet_answers.settings(extension),
+    }
+    routes = {
+        ("GET", f"/controlnet/{name}"): Endpoint(answer, is_protected=False)
+        for name, answer in answers.items()
+    }
+    routes["POST", "/controlnet/detect"] = Endpoint(
+        lambda call: controlnet_answers.detect(extension, coerce.mapping(call.body)),
+        takes_body=True,
+        is_protected=False,
+    )
+    routes["POST", "/controlnet/render_openpose_json"] = Endpoint(
+        lambda call: controlnet_answers.poses(extension, call.body),
+        takes_body=True,
+        is_protected=False,
+    )
+    return routes
 
 
 def _plainly(answer: Callable[[], Any]) -> Callable[[Call], Any]:
@@ -125,9 +162,11 @@ def _lists(program: Program) -> dict[str, Callable[[], Any]]:
             },
         },
         "memory": program.memory,
-        "scripts": lambda: lists["scripts"],
+        "scripts": lambda: program.scripts,
         "script-info": lambda: program.script_info,
-        "extensions": list,
+        "extensions": lambda: (
+            [catalogue.load("controlnet")["extension"]] if program.controlnet else []
+        ),
     }
 
 

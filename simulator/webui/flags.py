@@ -58,6 +58,9 @@ class Flags:
     """What it is told from the start on, as POST /simulator/faults takes it."""
     starts: Path | None
     restartable: bool
+    controlnet_dirs: tuple[Path, ...]
+    """Where the extension looks for models; empty without it."""
+    annotators_dir: Path | None
     forge: bool
     text_encoder_dir: Path | None
     """Forge's."""
@@ -73,6 +76,8 @@ def parse(argv: list[str], environment: Mapping[str, str], scratch: Path) -> Fla
     parser = _parser()
     if "--forge" in words:
         forge.add_flags(parser)
+    if "--controlnet" in words:
+        _add_controlnet_flags(parser, is_forge="--forge" in words)
     if environment.get("IGNORE_CMD_ARGS_ERRORS"):
         given, _ = parser.parse_known_args(words)
     else:
@@ -101,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
                 parser.add_argument(*names, **options)
     ours = parser.add_argument_group("the simulator's own")
     ours.add_argument("--forge", action="store_true", help="be Forge, see forge.py")
+    ours.add_argument(
+        "--controlnet", action="store_true", help="have the extension, see controlnet.py"
+    )
     for name, meaning in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         ours.add_argument(flag, type=float, default=0, metavar="N", help=meaning)
@@ -116,6 +124,24 @@ def _parser() -> argparse.ArgumentParser:
         "--starts", metavar="FILE", help="what each of several starts is told, see starts.py"
     )
     return parser
+
+
+def _add_controlnet_flags(parser: argparse.ArgumentParser, *, is_forge: bool) -> None:
+    """Let `parser` take the extension's flags; Forge has the first one of its own.
+
+    Source: sd-webui-controlnet, preload.py.
+    """
+    if not is_forge:
+        parser.add_argument("--controlnet-dir", help=argparse.SUPPRESS)
+    parser.add_argument("--controlnet-annotator-models-path", help=argparse.SUPPRESS)
+    parser.add_argument("--no-half-controlnet", action="store_true", help=argparse.SUPPRESS)
+
+
+def _controlnet_dirs(given: argparse.Namespace, models: Path) -> tuple[Path, ...]:
+    if not given.controlnet:
+        return ()
+    named = _path(getattr(given, "controlnet_dir", None))
+    return (models / "ControlNet", *([named] if named else []))
 
 
 def _flags(given: argparse.Namespace, scratch: Path, environment: Mapping[str, str]) -> Flags:
@@ -155,6 +181,8 @@ def _flags(given: argparse.Namespace, scratch: Path, environment: Mapping[str, s
         order={**{name: getattr(given, name) for name in SETTINGS}, "faults": given.fault},
         starts=_path(given.starts),
         restartable=bool(environment.get("SD_WEBUI_RESTART")),
+        controlnet_dirs=_controlnet_dirs(given, models),
+        annotators_dir=_path(getattr(given, "controlnet_annotator_models_path", None)),
         forge=given.forge,
         text_encoder_dir=_path(getattr(given, "text_encoder_dir", None)),
     )

@@ -10,6 +10,7 @@ server; which of A1111's flags Forge has dropped is not known here, so all are t
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
     for name in _VALUES:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+
+
+def paths(webui: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of the API's schema that tells the routes, from that of A1111."""
+    gone = ("/sdapi/v1/sd-vae", "/sdapi/v1/train/embedding", "/sdapi/v1/train/hypernetwork")
+    kept = {path: entry for path, entry in webui.items() if path not in gone}
+    return kept | {"/sdapi/v1/sd-modules": webui["/sdapi/v1/sd-vae"]}
 
 
 def modules(folders: list[Path]) -> dict[str, Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from simulator.webui import catalogue, describe, draw, forge, img2img, pictures
+from simulator.webui.controlnet import ControlNet
 from simulator.webui.failure import WebuiError
 from simulator.webui.job import Job, Processed
 from simulator.webui.model import Model, Parts
@@ -22,11 +23,15 @@ _VAE_OPTIONS = {"sd_vae", forge.MODULES}
 
 @dataclass(frozen=True)
 class Places:
-    """Where styles come from, and where the program writes: `outputs/` and, if wanted, params.txt."""
+    """Where styles come from, and where the program writes: `outputs/` and, if wanted, params.txt.
+
+    `controlnet` is the extension, if it is there.
+    """
 
     styles: dict[str, Style]
     data: Path
     params: Path | None
+    controlnet: ControlNet | None = None
 
 
 class Generator:
@@ -78,6 +83,8 @@ class Generator:
 
     def _process(self, job: Job) -> Processed:
         state = self._state
+        controlnet = self._places.controlnet
+        controls = controlnet.apply(job) if controlnet else []
         run = prepare(job, self._parts, self._model, self._places.styles, state)
         if state.job_count == -1:
             state.job_count = job.n_iter or 0
@@ -92,7 +99,10 @@ class Generator:
             if not indices:
                 break
             self._batch(run, batch, indices)
-        return self._collected(run)
+        processed = self._collected(run)
+        if controlnet:
+            processed.images += controlnet.maps(controls, job)
+        return processed
 
     def _batch(self, run: Run, batch: int, indices: list[int]) -> None:
         job = run.job

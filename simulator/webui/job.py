@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from simulator.webui.catalogue import VERSION
+from simulator.webui.controlnet_units import Unit
 from simulator.webui.prompts import Tag
 
 
@@ -83,6 +84,8 @@ class Job:
     inpainting_mask_invert: int | None = 0
     initial_noise_multiplier: float | None = None
 
+    controlnet: list[Unit] = field(default_factory=list)
+
     # Known on the way.
     do_not_save_grid: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
@@ -105,6 +108,8 @@ class Job:
     """Size of the second pass, before it is cut."""
     truncated: tuple[int, int] = (0, 0)
     """How much of it is cut off, in latent pixels."""
+    control: tuple[str, ...] = ()
+    """What ControlNet decides of the pictures; empty if it does nothing."""
 
 
 def from_fields(kind: str, fields: dict[str, Any], **changed: Any) -> Job:

@@ -7,7 +7,7 @@ Source: A1111 1.10.1, modules/options.py, and modules/processing.py, process_ima
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,19 @@ _RESTRICTED = {"api_enable_requests", "api_forbid_local_requests", "api_useragen
 class Options:
     """The program's settings; `options["eta_ddim"]` is what was set or else the default."""
 
-    def __init__(self, file: Path, more: Mapping[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        more: Mapping[str, dict[str, Any]] | None = None,
+        hidden: Collection[str] = (),
+    ) -> None:
         """Read `file` (config.json) if it exists; `save` writes it.
 
-        `more` are options besides A1111's, by name, with their JSON schema.
+        `more` are options besides A1111's, by name, with their JSON schema; `hidden` are the names of
+        some that an extension keeps and GET /options does not show.
         """
         self._file = file
+        self._hidden = hidden
         self._schema: dict[str, dict[str, Any]] = {**catalogue.load("options"), **(more or {})}
         self.data: dict[str, Any] = {}
         if file.exists():
@@ -47,7 +54,7 @@ class Options:
         """
         if self.data.get(key) == value:
             return False
-        if key not in self._schema:
+        if key not in self._schema and key not in self._hidden:
             raise WebuiError("KeyError", repr(key))
         if key in _NOT_SAVED | _RESTRICTED:
             return False

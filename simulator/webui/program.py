@@ -17,6 +17,7 @@ from PIL import Image
 
 from simulator.webui import (
     catalogue,
+    controlnet,
     forge,
     infotext,
     job,
@@ -57,7 +58,11 @@ class Program:
         self.journal = Journal()
         self.faults = Faults(is_interrupted=lambda: self.state.interrupted)
         self.faults.set(flags.order)
-        self.options = Options(flags.config_file, forge.OPTIONS if flags.forge else {})
+        self.options = Options(
+            flags.config_file,
+            forge.OPTIONS if flags.forge else {},
+            controlnet.OPTIONS if flags.controlnet_dirs else (),
+        )
         self.hashes = HashCache(flags.cache, self.faults.on_hash, disabled=flags.no_hashing)
         self.checkpoints = Checkpoints(flags, self.hashes)
         if flags.ckpt.exists():
@@ -86,11 +91,22 @@ class Program:
         nan = NanCheck(flags.shown["disable_nan_check"], flags.shown["no_half"])
         sampler = Sampler(self.model, self.state, clockwork, nan)
         params = None if flags.no_prompt_history else flags.data_dir / "params.txt"
-        places = Places(self.styles, flags.data_dir, params)
+        self.controlnet = controlnet.installed(
+            flags.controlnet_dirs, flags.annotators_dir, self.options
+        )
+        places = Places(self.styles, flags.data_dir, params, self.controlnet)
         painter = Painter(parts, self.model, self.state, sampler)
         self._generator = Generator(parts, self.model, self.state, painter, places)
         # The page's controls are built once; what they offer does not change with a refresh.
         self.script_info = catalogue.script_info(list(self.checkpoints.by_title))
+        self.scripts = self._offered_scripts()
+
+    def _offered_scripts(self) -> dict[str, list[str]]:
+        offered: dict[str, list[str]] = catalogue.load("lists")["scripts"]
+        if self.controlnet is None:
+            return offered
+        self.script_info += controlnet.script_info()
+        return {tab: controlnet.listed(names) for tab, names in offered.items()}
 
     def load_at_start(self) -> None:
         """Load the checkpoint in the background, unless --skip-load-model-at-start."""
@@ -125,11 +141,14 @@ class Program:
         self, kind: str, fields: Fields, given: set[str], mask: Image.Image | None
     ) -> Fields:
         self._apply_infotext(kind, fields, given)
-        scripts.check(kind, fields["script_name"], fields["alwayson_scripts"])
+        always_on = fields["alwayson_scripts"]
+        scripts.check(kind, fields["script_name"], always_on, self.scripts, self.script_info)
         sampler, scheduler = catalogue.sampler_and_scheduler(
             fields["sampler_name"] or fields["sampler_index"], fields["scheduler"]
         )
         changed: Fields = {"sampler_name": sampler, "scheduler": fields["scheduler"]}
+        if self.controlnet:
+            changed["controlnet"] = self.controlnet.units(always_on)
         if not changed["scheduler"] and scheduler != catalogue.AUTOMATIC:
             changed["scheduler"] = scheduler
         with self.queue:

@@ -186,6 +186,7 @@ def of_job(job: Job, options: Options, vae: str) -> tuple[object, ...]:
             getattr(job, name) if getattr(job, name) is not None else options[name]
             for name in ("s_min_uncond", "s_churn", "s_tmin", "s_tmax", "s_noise")
         ),
+        job.control,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from simulator.webui import catalogue, pictures
+from simulator.webui import pictures
 from simulator.webui.failure import HttpError, WebuiError
 from simulator.webui.job import Job, Processed
 from simulator.webui.options import Options
@@ -22,30 +22,43 @@ _UNLISTED = "comments"
 _MATRIX = "prompt matrix"
 
 
-def selectable(kind: str) -> list[str]:
+def selectable(kind: str, info: list[dict[str, Any]]) -> list[str]:
     """Return the scripts that `script_name` may name for a request of this kind, in small letters."""
     return [
         entry["name"].lower()
-        for entry in catalogue.load("script_info")
+        for entry in info
         if not entry["is_alwayson"] and entry["is_img2img"] == (kind == "img2img")
     ]
 
 
-def check(kind: str, name: str | None, always_on: dict[str, Any] | None) -> None:
+def check(
+    kind: str,
+    name: str | None,
+    always_on: dict[str, Any] | None,
+    listed: dict[str, list[str]],
+    info: list[dict[str, Any]],
+) -> None:
     """Refuse scripts that are not there, and selectable ones among those that are always on.
+
+    Args:
+        kind: txt2img or img2img.
+        name: `script_name` of the request.
+        always_on: its `alwayson_scripts`.
+        listed: what /scripts answers.
+        info: what /script-info answers.
 
     Raises:
         HttpError: 422.
     """
-    if name and name.lower() not in selectable(kind):
+    if name and name.lower() not in selectable(kind, info):
         raise HttpError(422, f"Script '{name}' not found")
-    known = {entry.lower() for entry in catalogue.load("lists")["scripts"][kind]} | {_UNLISTED}
+    known = {entry.lower() for entry in listed[kind]} | {_UNLISTED}
     for given in always_on or {}:
         if given == "":
             raise HttpError(422, f"always on script {given} not found")
         if given.lower() not in known:
             raise HttpError(422, f"Script '{given}' not found")
-        if given.lower() in selectable(kind):
+        if given.lower() in selectable(kind, info):
             text = "Cannot have a selectable script in the always on scripts params"
             raise HttpError(422, text)
 
