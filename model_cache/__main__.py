@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from model_cache.cli import checkup, doctor, prune, pull, show
+from model_cache.cli import checkup, compat, doctor, prune, pull, show
 from model_cache.cli.console import Console
 from model_cache.volume.disk import require_volume
 from schemas.errors import InvalidInputError, WorkerError
@@ -93,6 +93,13 @@ def _add_looking(commands: "Subparsers") -> None:
         "name", metavar="NAME", nargs="*", help="tell all that is known of this model"
     )
     _kind(info)
+    fits = _command(
+        commands, "compat", compat.show_report, "tell which LoRAs fit which checkpoints", _COMPAT
+    )
+    fits.add_argument(
+        "--model", metavar="NAME", action="append", default=[], help="only this checkpoint"
+    )
+    fits.add_argument("--lora", metavar="NAME", action="append", default=[], help="only this LoRA")
     _command(commands, "doctor", doctor.doctor, "try the volume out and look it through", _DOCTOR)
 
 
@@ -201,6 +208,15 @@ _INFO = f"""\
 examples:
   {_PROGRAM} info
   {_PROGRAM} info detail_tweaker
+"""
+_COMPAT = f"""\
+Told from headers alone. A LoRA of `unknown` base is used when a job asks for it; what is incompatible
+fails the job, or is skipped, as A1111_JOB_ON_INCOMPATIBLE or the request says.
+--model and --lora can be given several times.
+
+examples:
+  {_PROGRAM} compat
+  {_PROGRAM} compat --model sd_xl_base_1.0 --lora detail_tweaker
 """
 _DOCTOR = f"""\
 Writes some 64 MiB into a folder of its own and removes it again; takes about twenty seconds.

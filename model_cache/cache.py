@@ -163,12 +163,32 @@ class ModelCache:
 
         What seems to be here is shown to be in use with one write, and not one for each.
         """
-        models = []
-        for ref in map(self._meant, refs):
-            with suppress(WorkerError):  # Whoever ensures it is told.
-                keys = () if ref.url is None else (self._read(ref.url).key,)
-                models.append(self._presence.likely(Wanted.of(ref, keys)))
+        models = map(self.likely, refs)
         self._uses.announce(model.path for model in models if model is not None)
+
+    def likely(self, ref: ModelRef) -> CachedModel | None:
+        """Return the model that seems to be meant, by the list in memory; None if there is none.
+
+        Looks only: nothing is fetched, verified, or counted as a use.
+        """
+        ref = self._meant(ref)
+        with suppress(WorkerError):  # Whoever ensures it is told.
+            keys = () if ref.url is None else (self._read(ref.url).key,)
+            return self._presence.likely(Wanted.of(ref, keys))
+        return None
+
+    def aliases(self) -> tuple[tuple[str, ModelRef], ...]:
+        """Return what people call which model, sorted by label: one entry for each kind it is for.
+
+        An alias without a kind is listed for those of which such a model is here; where there is
+        none, as one of a checkpoint.
+        """
+        found: list[tuple[str, ModelRef]] = []
+        for label in self._aliases.labels():
+            meant = [ref for kind in Kind if (ref := self._aliases.lookup(kind, label))]
+            here = [ref for ref in meant if len(meant) == 1 or self.likely(ref)]
+            found += [(label, ref) for ref in here or meant[:1]]
+        return tuple(found)
 
     def hold(self, models: Iterable[CachedModel]) -> AbstractContextManager[None]:
         """Keep `models` from being evicted by any worker for the lines inside."""
@@ -181,6 +201,10 @@ class ModelCache:
         them; reading the header of every file that people brought would take minutes.
         """
         return tuple(map(self._presence.told, self._seen().models(kind)))
+
+    def look_again(self) -> None:
+        """Look at every root now, so that `models` knows what others added or took away."""
+        self._listing.refresh()
 
     def inspected(self, model: CachedModel) -> CachedModel:
         """Return `model` with what its header tells; read and checked once for each state of it.
@@ -195,6 +219,10 @@ class ModelCache:
             return model  # It has a manifest, which is written after the header was checked.
         self._presence.nature(model)
         return self._presence.told(model)
+
+    def note_headers(self) -> None:
+        """Note on the volume what headers told, so that no other worker has to read them."""
+        self._presence.note_headers()
 
     def info(self) -> CacheInfo:
         """Return what is there in numbers: own changes at once, other workers' within 60 s."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from model_cache import selection, sources
+from model_cache.asking import asking
 from model_cache.engine import transfer
 from model_cache.engine.connections import Connections
 from model_cache.engine.download import Download
 from model_cache.engine.limits import Limits, Watch
 from model_cache.engine.partial import Part, key_of, private_part
 from model_cache.hosts import s3
-from model_cache.hosts.metadata import Asker
 from model_cache.models import CachedModel, Ensured
 from model_cache.presence import Presence, unrecognised
 from model_cache.selection import Wanted
@@ -141,12 +141,7 @@ class Fetching:
     def _resolved(
         self, reference: Reference, kind: Kind, errand: Errand, tokens: Mapping[str, str]
     ) -> Download:
-        def require() -> None:
-            errand.allowance.require_time(errand.cancelled, reference.key)
-
-        web = Limits.of(self._settings).web(require)
-        with web.watching():
-            asker = Asker(self._settings, tokens, web, errand.cancelled)
+        with asking(self._settings, tokens, errand, reference.key) as asker:
             return sources.resolve(reference, kind, asker)
 
     def _found(self, order: _Order, *, by_list: bool = False) -> Ensured | None:

@@ -38,6 +38,8 @@ class CachedModel:
     mtime_ns: int
     base: str = "unknown"
     """sd1, sd1-inpaint, sd2, sdxl, sdxl-refiner, sd3, flux, …, or unknown."""
+    base_by: str = ""
+    """What in its header told that: `shapes` or `metadata`; empty if nothing did or nobody noted it."""
     alias: str = ""
     """LoRA: the `ss_output_name` of its header, which A1111 takes in a tag as well."""
     source: str = ""

@@ -7,6 +7,7 @@ had, and others were told of its use before it is looked at (uses.py).
 import errno
 import logging
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from model_cache.sharing.lease import Lease
 from model_cache.sharing.uses import Uses
 from model_cache.sources import Reference
 from model_cache.turns import Errand, Turns, in_turn
-from model_cache.volume import layout, manifests, publish
+from model_cache.volume import headers, layout, manifests, publish
 from model_cache.volume.disk import require_volume, volume_error
 from model_cache.volume.inventory import Found
 from model_cache.volume.listing import Listing
@@ -63,6 +64,8 @@ class Presence:
         self._listing = listing
         self._uses = uses
         self._natures: dict[_State, Nature] = {}
+        self._has_loaded = False
+        self._loading = threading.Lock()
         self._in_hub: dict[str, Path] = {}
         self._hub_looks: dict[str, tuple[int, Path | None]] = {}
         self._turns = Turns()
@@ -139,21 +142,41 @@ class Presence:
     def nature(self, model: CachedModel) -> Nature:
         """Return what the bytes of a model tell; read and checked once for each state of it.
 
+        By this process or another: see `headers.py`.
+
         Raises:
             ModelCorruptError, ModelUnsafeError, ModelIncompatibleError: see `verify.inspect`.
             VolumeError: it cannot be read.
         """
         state = _state(model)
         if state not in self._natures:
+            self._recollect()
+        if state not in self._natures:
             self._natures[state] = verify.inspect(
                 model.path, model.kind, model.name, allow_pickle=self._settings.allow_pickle
             )
         return self._natures[state]
 
+    def _recollect(self) -> None:
+        """Take over, once, what other processes read."""
+        with self._loading:
+            if not self._has_loaded:
+                for state, nature in headers.load(self._volume).items():
+                    self._natures.setdefault(state, nature)
+                self._has_loaded = True
+
+    def note_headers(self) -> None:
+        """Write what headers told of the files that are here."""
+        listed = self._listing.current.files
+        known = self._natures.copy().items()
+        headers.save(self._volume, {state: nature for state, nature in known if state[0] in listed})
+
     def told(self, model: CachedModel) -> CachedModel:
         """Return `model` with what its header told, if that is known by now."""
         nature = self._natures.get(_state(model))
-        return model if nature is None else replace(model, base=nature.base, alias=nature.alias)
+        if nature is None:
+            return model
+        return replace(model, base=nature.base, base_by=nature.base_by, alias=nature.alias)
 
     def hash(self, model: CachedModel, errand: Errand) -> None:
         """Learn the digests of a file that people put there, and remember them for all workers.
@@ -190,12 +213,14 @@ class Presence:
             progress=errand.progress,
         )
         # The status is older than the bytes: had they changed since, it would not be theirs.
-        manifest = manifests.new(digests.sha256, found.status, "", nature.base, nature.alias)
+        manifest = manifests.new(
+            digests.sha256, found.status, "", nature.base, nature.alias, nature.base_by
+        )
         place = layout.manifest_path(self._volume, model.kind, model.path)
         before = manifests.stored(place) or found.manifest
         if before is not None and before.sha256 == digests.sha256:
             # The bytes of before, with another time perhaps: all else that is known stays true.
-            fields = {"size_bytes", "mtime_ns", "base", "alias"}
+            fields = {"size_bytes", "mtime_ns", "base", "base_by", "alias"}
             manifest = before.model_copy(update=manifest.model_dump(include=fields))
         self._listing.record(found, manifest.model_copy(update={"autov3": digests.autov3}))
         return True

@@ -4,39 +4,15 @@ import threading
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
+from model_cache import checking
 from model_cache.cache import ModelCache
+from model_cache.checking import Result, State
 from model_cache.cli import lookup, parallel, tables
 from model_cache.cli.console import Bar, Console
 from model_cache.models import CachedModel, Origin
-from model_cache.volume import layout, manifests
-from model_cache.volume.disk import disk_errors
-from model_cache.weights import verify
 from schemas.errors import WorkerError
-from schemas.manifest import Manifest
 from schemas.settings import CacheSettings
-
-
-class State(StrEnum):
-    """What a check of one file came to."""
-
-    GOOD = "good"
-    UNHASHED = "unhashed"
-    """Sound as far as its header tells, and nobody knows what its hash should be."""
-    TOUCHED = "touched"
-    """Written to, or copied, since its hash was taken: only hashing it again would tell."""
-    BAD = "bad"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a check of one file found."""
-
-    model: CachedModel
-    state: State
-    said: str = ""
-    """About it, a sentence; empty for a good one."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +32,18 @@ def check(options: Namespace, settings: CacheSettings, console: Console) -> int:
     cache, cancelled = ModelCache(settings), threading.Event()
     models = lookup.meant(cache, options.name, options.kind)
     again = bool(options.all or options.name)
-    total_bytes = sum(model.size_bytes for model in models if again and _record(settings, model))
+    total_bytes = checking.bytes_to_hash(settings, models) if again else 0
+
+    def look_at(model: CachedModel) -> Result:
+        if not again:
+            return checking.look(settings, model)
+        return checking.hash_again(settings, model, cancelled=cancelled, progress=bar.part())
+
     with console.bar("verify", total_bytes=total_bytes) as bar:
-        results = parallel.for_each(
-            _checker(settings, cancelled, bar, again=again), models, cancelled
-        )
+        results = parallel.for_each(look_at, models, cancelled)
     console.say(*(_line(result) for result in results if result.state is not State.GOOD))
     console.say(_verdict(results, again=again))
-    console.answer([_as_json(result) for result in results])
+    console.answer([result.as_json() for result in results])
     return 1 if any(result.state is State.BAD for result in results) else 0
 
 
@@ -91,77 +71,6 @@ def adopt(options: Namespace, settings: CacheSettings, console: Console) -> int:
     return 1 if failed else 0
 
 
-def _checker(
-    settings: CacheSettings, cancelled: threading.Event, bar: Bar, *, again: bool
-) -> Callable[[CachedModel], Result]:
-    def look_at(model: CachedModel) -> Result:
-        record = _record(settings, model)
-        try:
-            verify.inspect(model.path, model.kind, model.name, allow_pickle=settings.allow_pickle)
-            if record is None:
-                return Result(model, State.UNHASHED, "`adopt` takes its hash for all workers.")
-            if again:
-                return _hashed(settings, model, record, cancelled, bar)
-        except WorkerError as error:
-            return Result(model, State.BAD, f"{error} {error.hint}".rstrip())
-        return _compared(model, record)
-
-    return look_at
-
-
-def _record(settings: CacheSettings, model: CachedModel) -> Manifest | None:
-    """Return what was once recorded of the file at that place, believed or not."""
-    place = layout.manifest_path(settings.volume, model.kind, model.path)
-    if model.origin is Origin.BAKED:
-        return _as_told(model)
-    return manifests.stored(place) or _as_told(model)
-
-
-def _as_told(model: CachedModel) -> Manifest | None:
-    if model.sha256 is None:
-        return None
-    return Manifest(
-        sha256=model.sha256,
-        size_bytes=model.size_bytes,
-        mtime_ns=model.mtime_ns,
-        source=model.source,
-        created=model.mtime_ns / 1e9,
-    )
-
-
-def _compared(model: CachedModel, record: Manifest) -> Result:
-    """Compare size and time with the record."""
-    if model.size_bytes != record.size_bytes:
-        said = f"It has {model.size_bytes} bytes; {record.size_bytes} when its hash was taken."
-        return Result(model, State.BAD, said)
-    if model.sha256 is None:
-        said = "Its time changed since its hash was taken: `verify NAME` takes it again."
-        return Result(model, State.TOUCHED, said)
-    return Result(model, State.GOOD)
-
-
-def _hashed(
-    settings: CacheSettings,
-    model: CachedModel,
-    record: Manifest,
-    cancelled: threading.Event,
-    bar: Bar,
-) -> Result:
-    """Hash the file and compare; a manifest that is right after all is believed from now on."""
-    with disk_errors():
-        before = model.path.stat()
-    sha256 = verify.digest(model.path, cancelled=cancelled, progress=bar.part())
-    if sha256 != record.sha256:
-        said = f"Its SHA-256 is {sha256}, and was {record.sha256} when it was recorded."
-        return Result(model, State.BAD, said)
-    if model.sha256 is None:
-        place = layout.manifest_path(settings.volume, model.kind, model.path)
-        # The status is older than the bytes: had they changed since, it would not be theirs.
-        mended = {"size_bytes": before.st_size, "mtime_ns": before.st_mtime_ns}
-        manifests.write(settings.volume, place, record.model_copy(update=mended))
-    return Result(model, State.GOOD)
-
-
 def _line(result: Result) -> str:
     model = result.model
     # Of a bad one the path, as it is to be deleted.
@@ -178,17 +87,6 @@ def _verdict(results: Sequence[Result], *, again: bool) -> str:
         f"{tables.count(len(results), 'model')} checked ({how}): "
         f"{', '.join(parts)}, {number[State.BAD]} bad"
     )
-
-
-def _as_json(result: Result) -> dict[str, object]:
-    model = result.model
-    return {
-        "kind": model.kind,
-        "name": model.name,
-        "path": str(model.path),
-        "state": result.state,
-        "said": result.said,
-    }
 
 
 def _adopter(

@@ -1,10 +1,10 @@
 """`list`, `info`, `pin`, `unpin` and `registry`: what is there, and what shall stay."""
 
-import dataclasses
 import time
 from argparse import Namespace
 from pathlib import Path
 
+from model_cache import describe
 from model_cache.cache import ModelCache
 from model_cache.cli import lookup, tables
 from model_cache.cli.console import Console
@@ -33,7 +33,7 @@ def show_list(options: Namespace, settings: CacheSettings, console: Console) -> 
     rows = [_row(model, history.get(model.path), pinned) for model in models]
     right = frozenset({_SIZE})
     console.say(*tables.table(_HEADS, rows, width=console.width, flexible=_NAME, right=right))
-    console.answer([_as_json(model, history.get(model.path), pinned) for model in models])
+    console.answer([describe.model(model, history.get(model.path), pinned) for model in models])
     return 0
 
 
@@ -55,7 +55,7 @@ def show_info(options: Namespace, settings: CacheSettings, console: Console) -> 
         if number:
             console.say("")
         console.say(*tables.pairs(_described(inspected, use, pinned)))
-        told.append(_as_json(inspected, use, pinned))
+        told.append(describe.model(inspected, use, pinned))
     console.answer(told)
     return 0
 
@@ -128,18 +128,6 @@ def _row(
     )
 
 
-def _as_json(
-    model: CachedModel, use: Use | None, pinned: frozenset[tuple[Kind, str]]
-) -> dict[str, object]:
-    return {
-        **dataclasses.asdict(model),
-        "path": str(model.path),
-        "last_used": use.last if use else None,
-        "uses": use.count if use else 0,
-        "pinned": (model.kind, model.name) in pinned,
-    }
-
-
 def _described(
     model: CachedModel, use: Use | None, pinned: frozenset[tuple[Kind, str]]
 ) -> list[tuple[str, str]]:
@@ -161,37 +149,28 @@ def _described(
 
 
 def _numbers(cache: ModelCache, settings: CacheSettings, console: Console) -> None:
-    info, account = cache.info(), cache.account()
-    numbers = {kind: len(cache.models(kind)) for kind in Kind}
-    by_kind = ", ".join(tables.count(number, kind) for kind, number in numbers.items() if number)
-    budget_gb = settings.budget_gb
+    told = describe.store(cache, settings)
+    by_kind = ", ".join(tables.count(n, kind) for kind, n in told["kinds"].items() if n)
+    budget_bytes = told["budget_bytes"]
     sizes = {
-        "can be evicted": account.evictable_bytes,
-        "pinned": account.pinned_bytes,
-        "in use": account.in_use_bytes,
-        "put there by people": account.brought_bytes,
-        "being fetched": account.fetching_bytes,
+        "can be evicted": told["evictable_bytes"],
+        "pinned": told["pinned_bytes"],
+        "in use": told["in_use_bytes"],
+        "put there by people": told["brought_bytes"],
+        "being fetched": told["fetching_bytes"],
     }
     console.say(
         *tables.pairs(
             [
                 ("volume", str(settings.volume)),
                 ("models", by_kind or "none"),
-                ("they take", tables.size(account.models_bytes)),
-                ("budget", "none" if budget_gb is None else tables.size(budget_gb * 1e9)),
+                ("they take", tables.size(told["models_bytes"])),
+                ("budget", "none" if budget_bytes is None else tables.size(budget_bytes)),
                 *((name, tables.size(size) if size else "") for name, size in sizes.items()),
             ]
         )
     )
-    console.answer(
-        {
-            "volume": str(settings.volume),
-            **dataclasses.asdict(info),
-            "kinds": numbers,
-            "budget_bytes": None if budget_gb is None else int(budget_gb * 1e9),
-            **dataclasses.asdict(account),
-        }
-    )
+    console.answer(told)
 
 
 def _to_pin(cache: ModelCache, name: str, kind: Kind | None) -> tuple[Kind, str]:

@@ -88,6 +88,9 @@ class _Connections:
     def __init__(self, *, allow_private: bool) -> None:
         self._allow_private = allow_private
         self._open: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        # A connection lets go of its socket as soon as it knows that the answer ends with it, and
+        # the answer is read from there all the same. Source: Python 3.11, http.client, getresponse.
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._is_shut = False
 
@@ -114,6 +117,12 @@ class _Connections:
                 raise ConnectionAbortedError("the session ended")
             self._open.add(connection)
 
+    def keep(self, sock: object) -> None:
+        """Remember the socket of an admitted connection, the one that TLS put in its place."""
+        if isinstance(sock, socket.socket):
+            with self._lock:
+                self._sockets.add(sock)
+
     def shut(self) -> None:
         with self._lock:
             self._is_shut = True
@@ -121,12 +130,12 @@ class _Connections:
 
     def cut(self) -> None:
         with self._lock:
-            connections = list(self._open)
-        for connection in connections:
-            if isinstance(connection.sock, socket.socket):
+            sockets = {connection.sock for connection in self._open} | set(self._sockets)
+        for sock in sockets:
+            if isinstance(sock, socket.socket):
                 try:
                     # Past the TLS layer: its own shutdown would change state under the reader.
-                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
                 except OSError:
                     continue  # It was closed in the meantime.
 
@@ -148,6 +157,10 @@ class _GuardedAdapter(HTTPAdapter):
         connections = self._connections
 
         class Guarded(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                connections.keep(self.sock)
+
             def _new_conn(self) -> socket.socket:
                 connections.judge_host(self.host, self.port or self.default_port)
                 sock = super()._new_conn()
@@ -155,6 +168,10 @@ class _GuardedAdapter(HTTPAdapter):
                 return sock
 
         class GuardedTls(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                connections.keep(self.sock)
+
             def _new_conn(self) -> socket.socket:
                 connections.judge_host(self.host, self.port or self.default_port)
                 sock = super()._new_conn()

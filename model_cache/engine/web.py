@@ -191,7 +191,7 @@ class Web:
         except BlockedAddressError:
             raise InvalidInputError(
                 f"{place(url)} is not at a public address.",
-                hint="Models are fetched from the internet only, unless "
+                hint="Files are fetched from the internet only, unless "
                 "A1111_CACHE_ALLOW_PRIVATE_HOSTS is set.",
                 field="url",
             ) from None
@@ -222,7 +222,7 @@ class Web:
             host == allowed or host.endswith(f".{allowed}") for allowed in self._allowed_hosts
         ):
             raise InvalidInputError(
-                f"Models may not be fetched from {host}.",
+                f"Files may not be fetched from {host}.",
                 hint=f"A1111_CACHE_ALLOWED_HOSTS allows: {', '.join(self._allowed_hosts)}.",
                 field="url",
             )

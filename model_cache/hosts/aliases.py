@@ -68,6 +68,12 @@ class Aliases:
                     log.warning("The alias %s in %s: %s", shown(label), self._path.name, error)
                 return None
 
+    def labels(self) -> tuple[str, ...]:
+        """Return every label of the file, sorted; `lookup` tells whether it means anything."""
+        with self._lock:
+            self._refresh()
+            return tuple(sorted(self._entries))
+
     def _refresh(self) -> None:
         """Read the file if it is another than the one that was read."""
         now = time.monotonic()

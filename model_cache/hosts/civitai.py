@@ -125,10 +125,9 @@ def resolve(reference: Reference, kind: Kind, asker: Asker) -> Download:
         ModelUnsafeError: it is a pickle that Civitai's scanners did not clear.
         SourceUnavailableError, SourceQuotaError: Civitai did not answer.
     """
-    own = {tokens.CIVITAI: reference.token} if reference.token else {}
-    authorization = tokens.bearer(tokens.CIVITAI, asker.settings, {**asker.tokens, **own})
+    authorization = _authorization(reference, asker)
     try:
-        version = _version(reference, asker, authorization)
+        version = _version(reference, asker)
     except (SourceUnavailableError, SourceQuotaError):
         if reference.version is None:
             raise
@@ -147,6 +146,60 @@ def resolve(reference: Reference, kind: Kind, asker: Asker) -> Download:
         file_name=file.name,
         also_from=_also_from(reference, version, file, kind),
     )
+
+
+def described(reference: Reference, asker: Asker) -> Mapping[str, Any]:
+    """Return what the API says of the version that is meant, or of the model where none is.
+
+    A stranger's words: see `civitai_files`.
+
+    Raises:
+        ModelNotFoundError: there is no such model or version.
+        ModelAccessDeniedError: Civitai refuses it.
+        SourceUnavailableError, SourceQuotaError: Civitai did not answer.
+    """
+    if reference.version is not None:
+        place = f"model-versions/{reference.version}"
+    else:
+        place = f"models/{reference.model}"
+    reply = ask(asker, f"{reference.base}/api/v1/{place}", _authorization(reference, asker))
+    if reply.status != 200:
+        _refuse(reply, reference)
+    return reply.fields
+
+
+def with_hash(digest: str, asker: Asker) -> Mapping[str, Any] | None:
+    """Return what the API says of the version that has a file with this hash; None if none has.
+
+    Args:
+        digest: a SHA-256, AutoV2 or AutoV3, in hex digits.
+        asker: asks the endpoint that the settings name.
+
+    Raises:
+        ModelAccessDeniedError: Civitai refuses to tell.
+        SourceUnavailableError, SourceQuotaError: Civitai did not answer.
+    """
+    url = f"{asker.settings.civitai_endpoint}/api/v1/model-versions/by-hash/{digest}"
+    reply = ask(asker, url, tokens.bearer(tokens.CIVITAI, asker.settings, asker.tokens))
+    if reply.status in {401, 403}:
+        raise ModelAccessDeniedError(
+            f"Civitai refuses to tell whose hash {digest} is ({reply.status}).",
+            hint=tokens.company_hint(tokens.CIVITAI),
+            status=reply.status,
+        )
+    return reply.fields if reply.status == 200 else None
+
+
+def published_versions(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the versions of a model that everybody may see, the newest first."""
+    versions = fields.get("modelVersions")
+    return [
+        version
+        for version in (versions if isinstance(versions, list) else [])
+        if isinstance(version, dict)
+        and isinstance(version.get("id"), int)
+        and version.get("status", "Published") == "Published"
+    ]
 
 
 def _of_name(url: str, base: str) -> Reference:
@@ -189,34 +242,24 @@ def _reference(
     return Reference(known, int(version) if version else None, choice, base, query.get("token", ""))
 
 
-def _version(reference: Reference, asker: Asker, authorization: str) -> civitai_files.Version:
-    """Ask what the version, or the model's newest, consists of."""
+def _authorization(reference: Reference, asker: Asker) -> str:
+    own = {tokens.CIVITAI: reference.token} if reference.token else {}
+    return tokens.bearer(tokens.CIVITAI, asker.settings, {**asker.tokens, **own})
+
+
+def _version(reference: Reference, asker: Asker) -> civitai_files.Version:
+    """Return what the version, or the model's newest, consists of."""
+    fields = described(reference, asker)
     if reference.version is not None:
-        place = f"model-versions/{reference.version}"
-    else:
-        place = f"models/{reference.model}"
-    reply = ask(asker, f"{reference.base}/api/v1/{place}", authorization)
-    if reply.status != 200:
-        _refuse(reply, reference)
-    if reference.version is not None:
-        return civitai_files.version(reply.fields, reference.version)
-    versions = reply.fields.get("modelVersions")
-    published = [v for v in (versions if isinstance(versions, list) else []) if _is_published(v)]
+        return civitai_files.version(fields, reference.version)
+    published = published_versions(fields)
     if not published:
         raise ModelNotFoundError(
             f"Model {reference.model} of Civitai has no published version.", field="url"
         )
     # In the order of the model's page, which shows the first. Source: models/[id].ts.
     newest = published[0]
-    return civitai_files.version({**newest, "model": reply.fields}, newest["id"])
-
-
-def _is_published(version: Any) -> bool:
-    return (
-        isinstance(version, dict)
-        and isinstance(version.get("id"), int)
-        and version.get("status", "Published") == "Published"
-    )
+    return civitai_files.version({**newest, "model": fields}, newest["id"])
 
 
 def _also_from(

@@ -177,13 +177,17 @@ def require_kind(version: Version, file: File, kind: Kind) -> None:
     Raises:
         ModelIncompatibleError: it does.
     """
-    type_ = file.traits.get("type", "")
-    told = Kind.VAE if type_ == _VAE else _KINDS.get(version.type.lower())
+    told = kind_of(version.type, file.traits.get("type", ""))
     if told is not None and told is not kind:
         raise ModelIncompatibleError(
             f"Version {version.id} on Civitai is a {told}, and was asked for as a {kind}.",
             hint=f"Ask for it as a {told}.",
         )
+
+
+def kind_of(model_type: str, file_type: str) -> Kind | None:
+    """Return which kind a file is by what Civitai calls its model and itself; None if any."""
+    return Kind.VAE if file_type.lower() == _VAE else _KINDS.get(model_type.lower())
 
 
 def require_scanned(file: File) -> None:

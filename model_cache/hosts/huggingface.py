@@ -104,7 +104,7 @@ def resolve(reference: Reference, kind: Kind, asker: Asker) -> Download:
         SourceUnavailableError, SourceQuotaError: the Hub did not answer.
     """
     authorization = tokens.bearer(tokens.HUGGING_FACE, asker.settings, asker.tokens)
-    file = reference if reference.path else _only_model(reference, kind, asker, authorization)
+    file = reference if reference.path else _only_model(reference, kind, asker)
     reply = _head(file, asker, authorization)
     commit = reply.headers.get("X-Repo-Commit", "").strip().lower()
     pinned = replace(file, revision=commit) if _COMMIT.fullmatch(commit) else file
@@ -123,6 +123,31 @@ def resolve(reference: Reference, kind: Kind, asker: Asker) -> Download:
         file_name=file.path.rpartition("/")[2],
         also_from=tuple(dict.fromkeys(k for k in (reference.key, branch.key) if k != pinned.key)),
     )
+
+
+def listed(reference: Reference, asker: Asker) -> tuple[list[str], str]:
+    """Return the paths of a repository's files, sorted, and the commit that has them (may be empty).
+
+    Raises:
+        ModelNotFoundError: there is no such repository or revision.
+        ModelAccessDeniedError: it is gated or private, and the token does not open it.
+        SourceUnavailableError, SourceQuotaError: the Hub did not answer.
+    """
+    authorization = tokens.bearer(tokens.HUGGING_FACE, asker.settings, asker.tokens)
+    *type_, owner, name = reference.repo.split("/")
+    place = f"{type_[0] if type_ else 'models'}/{owner}/{name}"
+    url = f"{asker.settings.hf_endpoint}/api/{place}/revision/{quote(reference.revision, '')}"
+    reply = ask(asker, url, authorization)
+    if reply.status != 200:
+        _refuse(reply, reference, authorization)
+    entries = reply.fields.get("siblings")
+    names = [
+        entry["rfilename"]
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict) and isinstance(entry.get("rfilename"), str)
+    ]
+    commit = reply.fields.get("sha")
+    return sorted(names), commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else ""
 
 
 def _of_short(text: str) -> Reference:
@@ -188,9 +213,9 @@ def _checked(repo: str, path: str, revision: str) -> Reference:
     )
 
 
-def _only_model(reference: Reference, kind: Kind, asker: Asker, authorization: str) -> Reference:
+def _only_model(reference: Reference, kind: Kind, asker: Asker) -> Reference:
     """Return the only file of the repository that can be the model."""
-    names, commit = _listed(reference, asker, authorization)
+    names, commit = listed(reference, asker)
     tops = [name for name in names if is_single_file(name)]
     if not tops and kind in asker.settings.allow_pickle:
         tops = [name for name in names if is_single_file(name, PICKLE_SUFFIXES)]
@@ -203,30 +228,12 @@ def _only_model(reference: Reference, kind: Kind, asker: Asker, authorization: s
             field="url",
         )
     files = tops or [name for name in names if name.endswith(SUFFIXES)]
-    listed = ", ".join(shown(name) for name in files[:_MOST_LISTED]) or "none"
+    offered = ", ".join(shown(name) for name in files[:_MOST_LISTED]) or "none"
     raise InvalidInputError(
-        f"{reference.repo} holds {len(tops) or 'no'} files that may be the {kind}: {listed}.",
+        f"{reference.repo} holds {len(tops) or 'no'} files that may be the {kind}: {offered}.",
         hint=f"Say which. {_HOW}",
         field="url",
     )
-
-
-def _listed(reference: Reference, asker: Asker, authorization: str) -> tuple[list[str], str]:
-    """Return the names of a repository's files, and the commit that has them."""
-    *type_, owner, name = reference.repo.split("/")
-    place = f"{type_[0] if type_ else 'models'}/{owner}/{name}"
-    url = f"{asker.settings.hf_endpoint}/api/{place}/revision/{quote(reference.revision, '')}"
-    reply = ask(asker, url, authorization)
-    if reply.status != 200:
-        _refuse(reply, reference, authorization)
-    entries = reply.fields.get("siblings")
-    names = [
-        entry["rfilename"]
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict) and isinstance(entry.get("rfilename"), str)
-    ]
-    commit = reply.fields.get("sha")
-    return sorted(names), commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else ""
 
 
 def _head(file: Reference, asker: Asker, authorization: str) -> Reply:

@@ -6,9 +6,10 @@ Knows how long to insist, not what any host's answer means.
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import requests
 import urllib3
@@ -26,6 +27,7 @@ MAX_BODY_BYTES = 16 << 20
 # A host that asks for more patience is left alone until the next job.
 _LONGEST_WAIT_S = 60.0
 _TICK_S = 0.1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,41 @@ def ask(
         InvalidInputError: the URL may not be asked.
         JobCancelledError, DownloadBudgetExceededError: as the session's `require` raises them.
     """
-    for wait_s in (*asker.waits_s, None):
+    once = partial(_asked, asker, url, authorization, method, redirects)
+    return insist(once, asker.web, asker.cancelled, asker.waits_s)
+
+
+def insist(
+    once: Callable[[], T], web: Web, cancelled: threading.Event, waits_s: tuple[float, ...]
+) -> T:
+    """Return what `once` returns, called again, after a wait, when it raises `TryAgainError`.
+
+    Args:
+        once: one try.
+        web: whose `require` ends the waits; it must raise once `cancelled` is set.
+        cancelled: ends a wait at once.
+        waits_s: shortest waits between the tries, which are one more.
+
+    Raises:
+        WorkerError: the error of the last `TryAgainError`; what else `once` or `require` raises.
+    """
+    for wait_s in (*waits_s, None):
         try:
-            return _asked(asker, url, authorization, method, redirects)
+            return once()
         except TryAgainError as failure:
             asked_s = failure.after_s or 0.0
             if wait_s is None or asked_s > _LONGEST_WAIT_S:
                 raise failure.error from None
-            _pause(asker, max(asked_s, wait_s))
+            _pause(web, cancelled, max(asked_s, wait_s))
     raise AssertionError("the last try returns or raises")
 
 
-def _pause(asker: Asker, pause_s: float) -> None:
+def _pause(web: Web, cancelled: threading.Event, pause_s: float) -> None:
     """Wait, or raise what the web's `require` raises in the meantime."""
     until = time.monotonic() + pause_s
     while (left_s := until - time.monotonic()) > 0:
-        asker.cancelled.wait(min(left_s, _TICK_S))
-        asker.web.require()
+        cancelled.wait(min(left_s, _TICK_S))
+        web.require()
 
 
 def _asked(asker: Asker, url: str, authorization: str, method: str, redirects: int) -> Reply:
@@ -100,13 +120,14 @@ def _asked(asker: Asker, url: str, authorization: str, method: str, redirects: i
         redirects=redirects,
     )
     with answer.response as response:
-        _require_lasting(response, url)
+        require_lasting(response, url)
         read = method == "GET" and response.status_code == 200
         fields = _fields(response, url) if read else {}
         return Reply(answer.url, response.status_code, response.headers, fields)
 
 
-def _require_lasting(response: requests.Response, url: str) -> None:
+def require_lasting(response: requests.Response, url: str) -> None:
+    """Raise `TryAgainError` for 408, 429 and 5xx, which another try may not get."""
     status = response.status_code
     what = f"{place(url)} answered {status}."
     error: WorkerError

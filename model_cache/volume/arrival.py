@@ -95,7 +95,9 @@ def _published(arrival: Arrival, volume: Path, final: Path, seen_at: float) -> b
 
 def _manifest(arrival: Arrival, status: os.stat_result, source: str, seen_at: float) -> Manifest:
     nature = arrival.nature
-    manifest = manifests.new(arrival.sha256, status, source, nature.base, nature.alias)
+    manifest = manifests.new(
+        arrival.sha256, status, source, nature.base, nature.alias, nature.base_by
+    )
     manifest = manifest.model_copy(update={"autov3": arrival.autov3, "means": {}})
     return manifests.with_sources(manifest, arrival.sources, seen_at)
 

@@ -103,6 +103,7 @@ class Found:
             size_bytes=self.status.st_size,
             mtime_ns=self.status.st_mtime_ns,
             base=manifest.base if manifest else "unknown",
+            base_by=manifest.base_by if manifest else "",
             alias=manifest.alias if manifest else "",
             source=(manifest.source if manifest else "") or next(iter(self.sources), ""),
             autov3=manifest.autov3 if manifest else "",

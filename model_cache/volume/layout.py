@@ -7,6 +7,7 @@
     ├── aliases.json                     what people call which model, kept by them
     └── .worker/
         ├── manifests/<kind>/<file>.json what is known of a file (manifests.py)
+        ├── headers.json                 what the headers of other files told (headers.py)
         ├── leases/                      who is fetching what at this moment
         ├── pins/                        models that are never evicted
         ├── tmp/<random>.part            private to one fetch; deleted after 24 h if left behind
@@ -192,6 +193,11 @@ def uses_folder(volume: Path) -> Path:
 def pins_folder(volume: Path) -> Path:
     """Return the folder of pins: models that are never evicted."""
     return volume / "models" / _PRIVATE / "pins"
+
+
+def headers_path(volume: Path) -> Path:
+    """Return where it is noted what the headers of brought files told."""
+    return volume / "models" / _PRIVATE / "headers.json"
 
 
 def aliases_path(volume: Path) -> Path:

@@ -120,7 +120,9 @@ def ahead(volume: Path, place: Path, manifest: Manifest, name: Callable[[], bool
     return named
 
 
-def new(sha256: str, status: os.stat_result, source: str, base: str, alias: str) -> Manifest:
+def new(
+    sha256: str, status: os.stat_result, source: str, base: str, alias: str, base_by: str = ""
+) -> Manifest:
     """Return the manifest of a file that was verified just now; `source` may be empty."""
     now = time.time()
     return Manifest(
@@ -129,6 +131,7 @@ def new(sha256: str, status: os.stat_result, source: str, base: str, alias: str)
         mtime_ns=status.st_mtime_ns,
         source=source,
         base=base,
+        base_by=base_by,
         alias=alias,
         means={source: now} if source else {},
         created=now,

@@ -19,6 +19,8 @@ from schemas.model_ref import Kind
 _UNET = "model.diffusion_model."
 _INPUT = f"{_UNET}input_blocks.0.0.weight"
 _MAX_ALIAS_CHARS = 150
+SHAPES, METADATA = "shapes", "metadata"
+"""What can tell the base: names and shapes of tensors, or what the maker wrote into the header."""
 
 _WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _CHECKPOINT_WIDTHS = _WIDTHS | {1280: "sdxl-refiner"}
@@ -55,15 +57,26 @@ class Nature:
     """LoRA: the name that its trainer gave it, which A1111 takes in a tag as well."""
     pickle: bool = False
     """Whether it is a PyTorch pickle, of which nothing else is known."""
+    base_by: str = ""
+    """What told the base: `shapes` or `metadata`; empty where nothing did."""
 
 
 def nature(header: Header) -> Nature:
     """Tell what the model with this header is."""
     for kind, base_of in _BASES:
         if base := base_of(header):
-            alias = _alias(header) if kind is Kind.LORA else ""
-            return Nature(kind, base, alias)
+            if kind is Kind.LORA:
+                return _lora(header, base)
+            return Nature(kind, base, "", base_by="" if base == "unknown" else SHAPES)
     return Nature(None, "unknown", "")
+
+
+def _lora(header: Header, base: str) -> Nature:
+    """Return a LoRA's nature: `base` by its layers, as A1111 loads by them; else as its maker says."""
+    by = SHAPES
+    if base == "unknown":
+        base, by = _told_base(header), METADATA
+    return Nature(Kind.LORA, base, _alias(header), base_by="" if base == "unknown" else by)
 
 
 def _any(pattern: re.Pattern[str], names: Iterable[str]) -> bool:
@@ -134,7 +147,7 @@ def _embedding_base(header: Header) -> str:
 
 
 def _lora_base(header: Header) -> str:
-    """Return the base by the names and shapes of layers, as A1111 loads by them; else as told."""
+    """Return the base by the names and shapes of layers."""
     names = header.shapes.keys()
     if not _any(_LORA_PARTS, names):
         return ""
@@ -145,7 +158,7 @@ def _lora_base(header: Header) -> str:
         return _WIDTHS[width]
     if _starts(header, "lora_te2_") or _any(_DEEP_BLOCK, names):
         return "sdxl"
-    return _told_base(header)
+    return "unknown"
 
 
 def _context_width(header: Header) -> int:

@@ -71,6 +71,7 @@ def test_a_model_is_fetched_once_and_described(
         size_bytes=path.stat().st_size,
         mtime_ns=path.stat().st_mtime_ns,
         base="sd1",
+        base_by="shapes",
         alias="det",
         source=url,
         autov3=hashlib.sha256(weights_of(path)).hexdigest()[:12],

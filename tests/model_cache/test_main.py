@@ -27,7 +27,8 @@ from tests.conftest import ROOT
 from tests.model_cache.conftest import Hub, shelf_on
 
 COMMANDS = (
-    "list", "info", "pull", "verify", "adopt", "prune", "pin", "unpin", "registry", "doctor",
+    "list", "info", "compat", "pull", "verify", "adopt", "prune", "pin", "unpin", "registry",
+    "doctor",
 )  # fmt: skip
 DEADLINE_S = 30.0
 
@@ -701,7 +702,7 @@ def test_the_help_names_every_command_and_status(capsys: pytest.CaptureFixture[s
 
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines() if line.startswith("    ")] == [
-        *("list", "info", "doctor", "pull", "verify", "adopt", "prune", "pin", "unpin"),
+        *("list", "info", "compat", "doctor", "pull", "verify", "adopt", "prune", "pin", "unpin"),
         "registry",
     ]
     assert "0 done, 1 something failed or is bad, 2 wrong usage, 78 wrong settings" in said
