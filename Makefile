@@ -1,5 +1,5 @@
-# Every target sets up .venv by itself. Every target but `fix` and `lock` only checks or runs.
-.PHONY: help run demo moosefs test tests-worlds tests-parts tests-rest tests-faults lint types unit chaos bench-overhead bench-download bench-cache bench-coldstart bench-switch fix lock clean
+# Every target sets up .venv by itself. Every target but `fix`, `lock` and `schema` only checks or runs.
+.PHONY: help run demo moosefs test tests-worlds tests-parts tests-rest tests-faults lint types unit chaos bench-overhead bench-download bench-cache bench-coldstart bench-switch bench-surface fix lock schema clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -66,6 +66,9 @@ bench-coldstart: $(READY)  ## from the start of a container to its first picture
 bench-switch: $(READY)     ## what changing checkpoints, watching and many files cost
 	$(BIN)/python -m benchmarks.switch
 
+bench-surface: $(READY)    ## what A1111's other routes and a large body cost through the worker
+	$(BIN)/python -m benchmarks.surface
+
 chaos: $(READY) moosefs  ## the faults of `make test` in full: a hundred kills, sixteen workers; takes a while
 	$(BIN)/pytest tests/chaos --chaos 1
 
@@ -81,6 +84,9 @@ lock: $(READY)   ## write requirements*.txt from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
 	  pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+
+schema: $(READY) ## write docs/openapi.json and docs/postman.json from the models and the pages
+	$(BIN)/python -m docs.publish
 
 clean:           ## remove what the targets made
 	rm -rf .venv .demo .moosefs output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -277,6 +277,7 @@ def _serve(arguments: argparse.Namespace, rest: list[str], stack: ExitStack) -> 
         saving(jobs.handle, OUTPUT) if local_test else jobs.handle,
         on_stop=jobs.drain,
         ready=lambda: settings.webui.eager or webui.state is not State.STARTING,
+        concurrency=settings.job.concurrency,
     )
     return 1 if webui.state is State.LOST else 0
 

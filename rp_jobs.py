@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -28,7 +29,9 @@ from worker import local, logs
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[rp_sdk.Job, Event, Callable[[dict[str, Any]], None]], Mapping[str, Any]]
+Run = Callable[[rp_sdk.Job, Event, Callable[[dict[str, Any]], None]], Any]
+_MOST_AT_ONCE = 32
+"""The most that A1111_JOB_CONCURRENCY may be. A thread is started only when a job finds none idle."""
 
 
 class _Ending:
@@ -68,10 +71,12 @@ class Jobs:
         self._online = online
         self._on_lost = on_lost
         self._running: set[_Ending] = set()
+        # The loop's own has four threads more than the machine has cores, which may be too few.
+        self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="job")
         self._is_over = False
 
-    async def handle(self, job: rp_sdk.Job) -> dict[str, Any]:
-        """Return the answer to one job, whatever exception there was.
+    async def handle(self, job: rp_sdk.Job) -> Any:
+        """Return the answer to one job, JSON values, whatever exception there was.
 
         What is no `Exception`, such as SystemExit, becomes an answer in `rp_sdk`.
 
@@ -89,7 +94,7 @@ class Jobs:
         # No task of its own: a SystemExit in the thread would leave a task by way of the event loop,
         # and end the worker.
         work = asyncio.get_running_loop().run_in_executor(
-            None,
+            self._threads,
             contextvars.copy_context().run,
             self._run,
             job,
@@ -97,7 +102,9 @@ class Jobs:
             progress.put,
         )
         try:
-            return dict(await asyncio.shield(work))
+            answer = await asyncio.shield(work)
+            # The SDK takes keys out of what it gets; A1111 also answers lists, strings and null.
+            return dict(answer) if isinstance(answer, Mapping) else answer
         except asyncio.CancelledError:
             ending.end(None)
             while not work.done():  # A second cancel must not free the slot sooner.
@@ -155,13 +162,13 @@ def saving(handler: rp_sdk.Handler, folder: Path) -> rp_sdk.Handler:
     An answer without pictures is printed itself.
     """
 
-    async def save(job: rp_sdk.Job) -> dict[str, Any]:
+    async def save(job: rp_sdk.Job) -> Any:
         result = await handler(job)
-        if "images" in result:
+        if isinstance(result, dict) and "images" in result:
             files = local.save(result, folder, str(job["id"]))
             sys.stdout.write("".join(f"wrote {file}\n" for file in files))
             result["images"] = [str(file) for file in files[:-1]]
-        elif "error" not in result:
+        elif not isinstance(result, dict) or "error" not in result:
             sys.stdout.write(f"{json.dumps(result, indent=2, ensure_ascii=False)}\n")
         return result
 

@@ -20,7 +20,7 @@ from schemas.errors import InternalError
 log = logging.getLogger(__name__)
 
 Job = dict[str, Any]
-Handler = Callable[[Job], Coroutine[Any, Any, dict[str, Any]]]
+Handler = Callable[[Job], Coroutine[Any, Any, Any]]
 
 GUARDED_VERSION = "1.12.0"
 PROGRESS_EVERY_S = 1.0
@@ -117,7 +117,7 @@ def _answering(handler: Handler) -> Handler:
     Source: runpod-python 1.12.0, rp_job.run_job; asyncio.Task.cancelling tells who cancelled.
     """
 
-    async def answer(job: Job) -> dict[str, Any]:
+    async def answer(job: Job) -> Any:
         try:
             return await handler(job)
         except BaseException as error:

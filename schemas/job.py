@@ -8,11 +8,11 @@ Source of names, types and defaults: the OpenAPI schema that A1111 1.10.1 serves
 """
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from schemas.controlnet import ControlNetUnit
 from schemas.errors import shown
 from schemas.model_ref import Kind, LoraRef, ModelRef, as_fields
 
@@ -63,10 +63,16 @@ ResizedSide = Annotated[Int, Field(ge=-1, le=MAX_SIDE_PX)]
 Object = Annotated[dict[str, Any], BeforeValidator(_as_object)]
 Seed = Annotated[Int, Field(ge=-(2**63), lt=2**63)]
 
-Checkpoint = Annotated[ModelRef, BeforeValidator(lambda value: as_fields(value, Kind.CHECKPOINT))]
-Vae = Annotated[ModelRef, BeforeValidator(lambda value: as_fields(value, Kind.VAE))]
-Lora = Annotated[LoraRef, BeforeValidator(lambda value: as_fields(value, Kind.LORA))]
-Embedding = Annotated[ModelRef, BeforeValidator(lambda value: as_fields(value, Kind.EMBEDDING))]
+
+def _ref(kind: Kind) -> BeforeValidator:
+    shape = LoraRef if kind is Kind.LORA else ModelRef
+    return BeforeValidator(lambda value: as_fields(value, kind), json_schema_input_type=str | shape)
+
+
+Checkpoint = Annotated[ModelRef, _ref(Kind.CHECKPOINT)]
+Vae = Annotated[ModelRef, _ref(Kind.VAE)]
+Lora = Annotated[LoraRef, _ref(Kind.LORA)]
+Embedding = Annotated[ModelRef, _ref(Kind.EMBEDDING)]
 
 
 class Generation(BaseModel):
@@ -121,8 +127,10 @@ class Generation(BaseModel):
     vae: Vae | Literal["Automatic", "None"] | None = None
     loras: list[Lora] = Field(default_factory=list)
     embeddings: list[Embedding] = Field(default_factory=list)
+    controlnet_args: list[ControlNetUnit] = Field(default_factory=list)
     refiner_checkpoint: Checkpoint | None = None
     tokens: dict[Literal["civitai", "huggingface"], SecretStr] = Field(default_factory=dict)
+    on_incompatible: Literal["fail", "skip"] | None = None
     max_download_gb: Float | None = Field(None, gt=0)
     max_download_s: Float | None = Field(None, gt=0)
     previews: bool = False
@@ -204,19 +212,14 @@ OURS = frozenset(
         "vae",
         "loras",
         "embeddings",
+        "controlnet_args",
         "refiner_checkpoint",
         "hr_checkpoint_name",
         "tokens",
+        "on_incompatible",
         "max_download_gb",
         "max_download_s",
         "previews",
     }
 )
 Job = Txt2Img | Img2Img
-
-
-@dataclass(frozen=True)
-class Command:
-    """Something to do that is no generation: an envelope's endpoint under /v1/."""
-
-    name: Literal["health"]

@@ -5,7 +5,7 @@ verified and just before it gets its name. It proves a complete file only togeth
 both have the size and the time that it tells.
 
     {"version": 1, "sha256": "…64 hex…", "size_bytes": 2132625612, "mtime_ns": 17…,
-     "source": "https://host/path", "base": "sd1", "alias": "", "autov3": "…12 hex…",
+     "source": "https://host/path", "base": "sd1", "base_by": "shapes", "alias": "", "autov3": "…12 hex…",
      "means": {"https://host/path": 1763700000.0}, "created": 1763700000.0}
 """
 
@@ -28,6 +28,8 @@ class Manifest(BaseModel):
     that people put there."""
     base: str = "unknown"
     """Architecture read from the header: sd1, sd2, sdxl, sd3, flux, unknown, …"""
+    base_by: str = ""
+    """What in the header told it: `shapes` or `metadata`; empty if nothing did, or nobody noted it."""
     alias: str = ""
     """LoRA: `ss_output_name` of the header, which A1111 takes in a tag as well."""
     autov3: str = ""

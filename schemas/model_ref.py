@@ -185,6 +185,14 @@ class LoraRef(ModelRef):
     scale: float = Field(1.0, allow_inf_nan=False, description="Weight of the LoRA, as in the tag.")
 
 
+class Recalled(ModelRef):
+    """A model that an infotext names: its `hash` says which it is, its `name` what it was called."""
+
+
+class RecalledLora(LoraRef, Recalled):
+    """A LoRA that a tag in an infotext's prompt names; the tag says how strongly it applies."""
+
+
 def as_fields(value: Any, kind: Kind) -> Any:
     """Return the mapping that a reference is validated from: a bare string is a name or a URL."""
     if isinstance(value, str):

@@ -7,42 +7,33 @@ import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from schemas import controlnet, convenience, infotext
+from schemas.commands import COMMANDS, Command
+from schemas.envelope import Envelope, opened, routed
 from schemas.errors import SHOWN_CHARS, InvalidInputError, shown
-from schemas.infotext import fields_of
-from schemas.job import Command, Img2Img, Job, Txt2Img
+from schemas.job import Img2Img, Job, Txt2Img
 from schemas.model_ref import LoraRef
+from schemas.routes import Call, Options, Route
 from schemas.settings import JobSettings
 
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
 MAX_UNKNOWN = 100
-MAX_SHOWN = 10
 
-# What callers write from habit with other tools, and the field that they mean.
-SYNONYMS = {
-    "model": "checkpoint",
-    "sd_model_checkpoint": "checkpoint",
-    "sd_vae": "vae",
-    "num_inference_steps": "steps",
-    "guidance_scale": "cfg_scale",
-}
 IMAGE_FIELDS = frozenset({"init_images", "mask", "latent_mask", "firstpass_image"})
-_SAME_MATTER = (
-    ({"sampler_name", "sampler_index"}, ("sampler_name", "scheduler")),
-    ({"hr_sampler_name"}, ("hr_sampler_name", "hr_scheduler")),
-)
 FREE_FORM = frozenset({"alwayson_scripts", "script_args"})
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Request:
     """A parsed job: what is asked for, and what the caller should know about how it was read."""
 
-    job: Job | Command
+    job: Job | Command | Call
     warnings: tuple[str, ...]
 
 
@@ -63,92 +54,84 @@ def parse(value: object, limits: JobSettings) -> Request:
             field="input",
         )
     _refuse_unspeakable(value)
-    endpoint = _endpoint(value)
-    if endpoint == "v1/health":
-        return Request(Command("health"), ())
-    fields, warnings = _known_names(_unwrapped(value))
+    envelope = opened(value)
+    if envelope is None:
+        flat = {name: entry for name, entry in value.items() if name != "api"}
+        return _generation(flat, limits)
+    if envelope.generation is not None:
+        return _generation(_enveloped(envelope), limits)
+    if envelope.command is not None:
+        given = envelope.query if envelope.payload is None else envelope.payload
+        payload = _shaped(COMMANDS[envelope.command], given)
+        return Request(Command(envelope.command, payload), ())
+    route = routed(envelope, limits.extra_routes)
+    return Request(Call(route, _asked(route, envelope)), ())
+
+
+def _generation(given: Mapping[str, Any], limits: JobSettings) -> Request:
+    """Return the request for pictures that `given`, the fields of one, means."""
+    try:
+        fields, warnings = convenience.translated(given)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    fields, said = controlnet.taken(fields)
+    warnings += said
     model = Img2Img if "init_images" in fields else Txt2Img
     _refuse_long_text(fields, limits.max_prompt_chars)
     if "infotext" in fields:
-        warnings += _take_infotext(fields, txt2img=model is Txt2Img)
+        fields, told = infotext.taken(fields, txt2img=model is Txt2Img)
+        warnings += told
     warnings += _unknown_fields(fields, model)
     fields, rounded = _rounded_sizes(fields)
     try:
         job = model.model_validate(fields)
     except ValidationError as error:
         raise _invalid(error) from None
+    job, needed = convenience.completed(job)
     _refuse_impossible(job, limits)
-    return Request(job, (*warnings, *rounded))
+    return Request(job, (*warnings, *rounded, *needed))
 
 
-def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the payload of the envelope form for txt2img and img2img, or the flat form itself."""
-    if value.get("api") is None:
-        return {name: entry for name, entry in value.items() if name != "api"}
-    endpoint, payload = _endpoint(value), value.get("payload")
-    route = endpoint.removeprefix("sdapi/v1/")
-    if route not in {"txt2img", "img2img"}:
-        raise InvalidInputError(
-            f"The endpoint {shown(endpoint)} is not offered.",
-            hint='Use "txt2img", "img2img" or "/v1/health".',
-            field="api.endpoint",
-        )
+def _enveloped(envelope: Envelope) -> dict[str, Any]:
+    """Return the payload of an envelope for txt2img or img2img."""
+    payload = envelope.payload
     if not isinstance(payload, dict):
         raise InvalidInputError("`payload` must be a JSON object.", field="payload")
-    beside = value.keys() - {"api", "payload"}
-    if beside:
-        name = min(map(str, beside))
-        raise InvalidInputError(f"{shown(name)} belongs into `payload`.", field=name[:SHOWN_CHARS])
-    if (route == "img2img") != (payload.get("init_images") is not None):
+    if (envelope.generation == "img2img") != convenience.names_image(payload):
         raise InvalidInputError(
             "img2img needs `init_images`, and txt2img takes none.", field="payload.init_images"
         )
     return payload
 
 
-def _endpoint(value: dict[str, Any]) -> str:
-    """Return what an envelope calls, without the slashes round it; nothing for the flat form."""
-    api = value.get("api")
-    return str(api.get("endpoint", "")).strip("/") if isinstance(api, dict) else ""
+def _asked(route: Route, envelope: Envelope) -> Any:
+    """Return what a call of `route` sends: its body, or the values of its query."""
+    given = envelope.payload
+    if route.method == "POST" and envelope.query:
+        raise InvalidInputError(f"{route.path} takes a payload, not a query.", field="api.endpoint")
+    if route.is_free and route.method == "POST":
+        return given
+    if not isinstance(given, dict | None):
+        raise InvalidInputError("`payload` must be a JSON object.", field="payload")
+    given = {**envelope.query, **(given or {})}
+    if route.is_free:
+        return given
+    if route.payload is not Options:  # To which a null says something.
+        given = {name: entry for name, entry in given.items() if entry is not None}
+    if route.payload is None:
+        if given:
+            raise InvalidInputError(f"{route.path} takes no payload.", field="payload")
+        return None
+    return _shaped(route.payload, given).model_dump(exclude_unset=True)
 
 
-def _known_names(value: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Drop nulls and give synonyms their proper names."""
-    fields: dict[str, Any] = {}
-    warnings: list[str] = []
-    for name, entry in value.items():
-        if entry is None:
-            continue
-        proper = SYNONYMS.get(name, name)
-        if proper != name:
-            if value.get(proper) is not None:
-                raise InvalidInputError(
-                    f"`{name}` and `{proper}` mean the same and are both given.", field=name
-                )
-            warnings.append(f"`{name}` was taken as `{proper}`.")
-        fields[proper] = entry
-    return fields, warnings
-
-
-def _take_infotext(fields: dict[str, Any], *, txt2img: bool) -> list[str]:
-    """Put what the infotext says into `fields` where the request does not say it itself."""
-    said, options, aside = fields_of(str(fields.pop("infotext")), txt2img=txt2img)
-    own = fields.get("override_settings", {})
-    if isinstance(own, dict):
-        fields["override_settings"] = {**options, **own}
-    # What the request says in another way, it says, too.
-    for own_names, of_infotext in _SAME_MATTER:
-        if own_names & fields.keys():
-            for name in of_infotext:
-                said.pop(name, None)
-    if isinstance(own, dict) and own.get("sd_vae") is not None:
-        said.pop("vae", None)
-    for name, entry in said.items():
-        fields.setdefault(name, entry)
-    if not aside:
-        return []
-    names = ", ".join(shown(label) for label in aside[:MAX_SHOWN])
-    return [f"What the infotext says of {names} was left aside."]
+def _shaped(shape: type[Shape], payload: Any) -> Shape:
+    if payload is not None and not isinstance(payload, dict):
+        raise InvalidInputError("`payload` must be a JSON object.", field="payload")
+    try:
+        return shape.model_validate({} if payload is None else payload)
+    except ValidationError as error:
+        raise _invalid(error) from None
 
 
 def _unknown_fields(fields: Mapping[str, Any], model: type[Job]) -> list[str]:
@@ -157,7 +140,7 @@ def _unknown_fields(fields: Mapping[str, Any], model: type[Job]) -> list[str]:
     if len(unknown) > MAX_UNKNOWN:
         raise InvalidInputError(
             f"{len(unknown)} fields are unknown, {shown(unknown[0])} among them.",
-            field=unknown[0][:SHOWN_CHARS],
+            field=unknown[0][:SHOWN_CHARS] or "input",
         )
     warnings = []
     for name in unknown:
@@ -217,7 +200,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
                 field=_utf8(at[:SHOWN_CHARS]) or "input",
             )
         if depth > MAX_DEPTH:
-            field = _utf8(at[:SHOWN_CHARS])
+            field = _utf8(at[:SHOWN_CHARS]) or "input"
             raise InvalidInputError(f"`{field}` is nested too deep.", field=field)
         if isinstance(entry, dict):
             for key, item in entry.items():
@@ -239,10 +222,10 @@ def _refuse_unspeakable(value: dict[str, Any]) -> None:
     """
     for path, leaf in _leaves(value, ""):
         if isinstance(leaf, float) and not math.isfinite(leaf):
-            field = _utf8(path)
+            field = _utf8(path) or "input"
             raise InvalidInputError(f"`{field}` is {leaf}; a number must be finite.", field=field)
         if isinstance(leaf, str) and not leaf.isascii() and not _is_utf8(leaf):
-            field = _utf8(path)
+            field = _utf8(path) or "input"
             raise InvalidInputError(f"`{field}` holds half a character.", field=field)
 
 
@@ -260,7 +243,10 @@ def _is_utf8(text: str) -> bool:
 
 def _invalid(error: ValidationError) -> InvalidInputError:
     problems = [
-        {"field": _path(problem["loc"]), "message": problem["msg"].removeprefix("Value error, ")}
+        {
+            "field": _path(problem["loc"]) or "input",
+            "message": problem["msg"].removeprefix("Value error, "),
+        }
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
     ]
     text = "; ".join(f"`{problem['field']}`: {problem['message']}" for problem in problems[:5])
@@ -310,14 +296,14 @@ def _refuse_impossible(job: Job, limits: JobSettings) -> None:
             lambda: "More `init_images` than `batch_size`.",
         ),
         (
-            isinstance(job, Txt2Img) and job.enable_hr and job.denoising_strength is None,
-            "denoising_strength",
-            lambda: "Hires fix needs `denoising_strength`; 0.3 to 0.7 is usual.",
-        ),
-        (
             isinstance(job, Txt2Img) and job.hr_second_pass_steps > limits.max_steps,
             "hr_second_pass_steps",
             lambda: f"The second pass has more than {limits.max_steps} steps.",
+        ),
+        (
+            bool(small := _too_small(job)),
+            small,
+            lambda: "`firstphase_width` and `firstphase_height` must be at least 8, or both 0.",
         ),
         (
             job.disable_extra_networks and bool(job.loras),
@@ -325,10 +311,28 @@ def _refuse_impossible(job: Job, limits: JobSettings) -> None:
             lambda: "`disable_extra_networks` would switch off the `loras` of this request.",
         ),
     ]
-    for refused, field, message in refusals:
-        if refused:
-            raise InvalidInputError(message(), field=field)
+    problems = [
+        {"field": field, "message": message()} for refused, field, message in refusals if refused
+    ]
+    if problems:
+        text = " ".join(problem["message"] for problem in problems)
+        raise InvalidInputError(text, field=problems[0]["field"], problems=problems)
     _refuse_twice(job.loras)
+
+
+def _too_small(job: Job) -> str:
+    """Return the side of the first pass that no picture can have; empty if both are right.
+
+    Source: A1111 1.10.1, modules/processing.py, StableDiffusionProcessingTxt2Img: where one is given,
+    both are the size of the picture, hires fix or not.
+    """
+    if not isinstance(job, Txt2Img):
+        return ""
+    sides = {
+        "firstphase_width": job.firstphase_width,
+        "firstphase_height": job.firstphase_height,
+    }
+    return next((name for name, side in sides.items() if any(sides.values()) and side < 8), "")
 
 
 def _refuse_twice(loras: list[LoraRef]) -> None:

@@ -1,8 +1,12 @@
 """What a job gives back. Plain dictionaries, because the SDK sends nothing else."""
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 Backend = Literal["a1111", "simulator"]
+ImageKind = Literal["picture", "grid", "mask", "detect_map", "unknown"]
+"""What an image of an answer is; unknown for what a script or an extension adds."""
 
 
 class CacheInfo(TypedDict):
@@ -39,6 +43,8 @@ class Result(TypedDict):
     """A finished generation. `images`, `parameters` and `info` are A1111's own."""
 
     images: list[str]
+    image_kinds: list[ImageKind]
+    """Of each of `images`."""
     parameters: dict[str, Any]
     info: str
     seed: int
@@ -53,7 +59,7 @@ class Result(TypedDict):
 class Progress(TypedDict):
     """What RunPod shows as `output` while a job runs."""
 
-    stage: Literal["fetching", "loading", "sampling", "encoding", "uploading"]
+    stage: Literal["fetching", "verifying", "loading", "sampling", "encoding", "uploading"]
     percent: int
     """Of this stage; 0 where it cannot be known."""
     eta_s: NotRequired[float]
@@ -66,3 +72,16 @@ class Progress(TypedDict):
     total_bytes: NotRequired[int | None]
     preview: NotRequired[str]
     """A small JPEG as base64, if the request asked for `previews`."""
+
+
+class Failure(TypedDict):
+    """What a job that failed gives back; docs/errors.md lists the codes."""
+
+    error: str
+    """All of it for people: code, what happened, what to do. RunPod may drop what is beside it."""
+    code: str
+    retryable: bool
+    """Whether the same request can succeed later."""
+    details: NotRequired[dict[str, Any]]
+    """For programs: `field`, `problems`, …"""
+    refresh_worker: NotRequired[bool]

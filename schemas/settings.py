@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    StringConstraints,
     ValidationError,
 )
 
@@ -52,6 +53,7 @@ def _endpoint(url: str) -> str:
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 CommaList = BeforeValidator(_split_at_commas)
+ExtraRoute = Annotated[str, StringConstraints(pattern=r"^(GET|POST) (/[\w.-]+)+$")]
 
 
 class SettingsError(Exception):
@@ -100,7 +102,8 @@ class CacheSettings(Section):
     stall_s: float = Field(30, gt=0, description="Drop a connection that is silent for this long.")
     allowed_hosts: Annotated[tuple[str, ...], CommaList] = Field(
         (),
-        description="Hosts that a reference may name, with their sub-domains, separated by commas; "
+        description="Hosts that a reference or an image's URL may name, with their sub-domains, "
+        "separated by commas; "
         "unset: any public host.",
     )
     allow_private_hosts: bool = Field(
@@ -234,6 +237,11 @@ class JobSettings(Section):
     max_input_pixels: int = Field(
         33_554_432, gt=0, description="Largest width x height of an input image."
     )
+    on_incompatible: Literal["fail", "skip"] = Field(
+        "fail",
+        description="What becomes of a job with a LoRA, an embedding or a ControlNet model for "
+        "another architecture than its checkpoint's: `fail`, or `skip` the model with a warning.",
+    )
     timeout_s: float = Field(
         3600, gt=0, description="Longest that one job may take, from its arrival to its answer."
     )
@@ -241,6 +249,32 @@ class JobSettings(Section):
         60,
         ge=0,
         description="How long running jobs may go on when the worker is told to stop (SIGTERM).",
+    )
+    concurrency: int = Field(
+        1,
+        ge=1,
+        le=32,
+        description="Jobs that one worker takes at a time. One generates; the others fetch models "
+        "or only ask.",
+    )
+    extra_routes: Annotated[tuple[ExtraRoute, ...], CommaList] = Field(
+        (),
+        description="Routes of A1111 besides those of docs/routes.md that a job may call, as in "
+        "`POST /sdapi/v1/create/embedding`, separated by commas; nothing of them is checked.",
+    )
+    options: Annotated[tuple[str, ...], CommaList] = Field(
+        (),
+        description="Options besides model and VAE that `POST options` may set for this worker, "
+        "separated by commas, of those that a request may override.",
+    )
+    max_input_mb: float = Field(
+        64,
+        gt=0,
+        description="Most that the input images of one job that are fetched by URL may have "
+        "together, in MB (10^6 bytes).",
+    )
+    max_input_s: float = Field(
+        60, gt=0, description="Longest that fetching the input images of one job may take."
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from schemas import errors
+from schemas.commands import Command
 from schemas.errors import WorkerError
-from schemas.job import Command
 from schemas.request import parse
+from schemas.routes import ROUTES, Call, Route
 from schemas.settings import JobSettings, Section, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +28,12 @@ CODES = sorted(
         if isinstance(kind, type) and issubclass(kind, WorkerError) and "code" in vars(kind)
     }.items()
 )
-EXAMPLES = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+EXAMPLES = [
+    example
+    for page in ("api.md", "compatibility.md", "controlnet.md")
+    for example in re.findall(r"```json\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+]
+ROUTES_PAGE = (ROOT / "docs" / "routes.md").read_text()
 
 
 def settings_rows() -> list[str]:
@@ -68,14 +74,34 @@ def test_the_tree_of_errors_draws_every_code(code: str) -> None:
 
 
 @pytest.mark.parametrize("example", [text for text in EXAMPLES if text.startswith('{"input"')])
-def test_every_request_in_the_api_page_is_taken(example: str) -> None:
+def test_every_request_in_the_pages_is_taken(example: str) -> None:
     request: dict[str, Any] = json.loads(example)
 
     job = parse(request["input"], JobSettings()).job
-    assert isinstance(job, Command) or job.webui_fields()
+    assert isinstance(job, Command | Call) or job.webui_fields()
 
 
-def test_every_example_in_the_api_page_is_json() -> None:
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_every_route_has_its_row(route: Route) -> None:
+    needs = (route.brought_by or "-") + ("" if route.is_verified else ", unverified")
+    row = (
+        f"| {route.method} `{route.path}` | {route.answer} | {'yes' if route.in_turn else 'no'}"
+        f" | {needs} |"
+    )
+
+    assert row in ROUTES_PAGE.splitlines()
+
+
+def test_the_table_of_routes_has_no_other_row() -> None:
+    assert len(re.findall(r"^\| (?:GET|POST) `", ROUTES_PAGE, re.MULTILINE)) == len(ROUTES)
+
+
+@pytest.mark.parametrize("example", re.findall(r"```json\n(.*?)```", ROUTES_PAGE, re.DOTALL))
+def test_every_request_in_the_page_of_routes_is_taken(example: str) -> None:
+    assert isinstance(parse(json.loads(example)["input"], JobSettings()).job, Call)
+
+
+def test_every_example_in_the_pages_is_json() -> None:
     assert len(EXAMPLES) >= 6
     for example in EXAMPLES:
         json.loads(example)

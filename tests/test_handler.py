@@ -27,7 +27,7 @@ def jobs(run: Run, *, timeout_s: float = 60, drain_s: float = 60, **how: Any) ->
     return Jobs(run, JobSettings(timeout_s=timeout_s, drain_s=drain_s), online=False, **how)
 
 
-def handled(error: Exception) -> dict[str, Any]:
+def handled(error: Exception) -> Any:
     def fail(_job: dict[str, Any], _cancelled: Event, _report: Callable[..., None]) -> Any:
         raise error
 
@@ -98,7 +98,7 @@ def test_a_job_that_ends_within_the_drain_has_its_answer() -> None:
         assert not cancelled.wait(0.1)
         return {"images": []}
 
-    async def drained() -> dict[str, Any]:
+    async def drained() -> Any:
         running = jobs(work, drain_s=5)
         task = asyncio.create_task(running.handle(JOB))
         await asyncio.sleep(0.01)
@@ -106,6 +106,19 @@ def test_a_job_that_ends_within_the_drain_has_its_answer() -> None:
         return await task
 
     assert asyncio.run(drained()) == {"images": []}
+
+
+@pytest.mark.parametrize("answer", [None, [], [{"name": "Euler"}], "text", True, {}])
+def test_whatever_json_a_job_answers_goes_on_unchanged(answer: Any, tmp_path: Path) -> None:
+    def answering(*_: object) -> Any:
+        return answer
+
+    assert asyncio.run(jobs(answering).handle(JOB)) == answer
+
+    async def saved() -> Any:
+        return await saving(jobs(answering).handle, tmp_path)(JOB)
+
+    assert asyncio.run(saved()) == answer
 
 
 def test_a_bug_never_leaks_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
@@ -187,7 +200,7 @@ def test_jobs_do_not_block_the_loop() -> None:
         assert release.wait(5)
         return {"images": []}
 
-    async def both() -> dict[str, Any]:
+    async def both() -> Any:
         task = asyncio.create_task(jobs(work).handle(JOB))
         await asyncio.sleep(0.05)
         release.set()

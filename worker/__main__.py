@@ -3,6 +3,7 @@
 python -m worker preflight …     check the settings, prepare what A1111 will read
 python -m worker check …         say what is here and what will not work
 python -m worker health          say how the worker of this container is
+python -m worker validate FILE   say what a request means, or what is wrong with it
 """
 
 import argparse
@@ -17,6 +18,7 @@ from worker import vitals
 from worker.places import Places
 from worker.preflight import preflight
 
+STDIN = Path("-")
 EX_CONFIG = 78  # sysexits.h: the configuration is wrong
 
 
@@ -69,6 +71,20 @@ def _health(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return int(not vitals.is_well(said))
 
 
+def _validate(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from worker.validate import judged  # noqa: PLC0415 - A1111's start waits for preflight
+
+    limits = Settings.from_env(environ).job
+    try:
+        text = arguments.file.read_bytes() if arguments.file != STDIN else sys.stdin.buffer.read()
+    except OSError as error:
+        print(f"validate: {error}", file=sys.stderr)
+        return 1
+    verdict = judged(text, limits)
+    print(verdict.as_json() if arguments.json else "\n".join(verdict.lines()))
+    return int(bool(verdict.problems))
+
+
 def _places(arguments: argparse.Namespace) -> Places:
     return Places(
         webui_dir=arguments.webui_dir.absolute(),
@@ -115,6 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     how.set_defaults(run=_health)
+    read = commands.add_parser(
+        "validate",
+        help="say what a request means, or what is wrong with it; asks nobody",
+        description="Read a request as the worker would, within the limits of the settings: without"
+        " a network, A1111 or models, whose names are therefore not looked at. Exit status 1: it"
+        " would be refused.",
+    )
+    read.add_argument(
+        "file", type=Path, metavar="FILE", help='JSON, {"input": {…}}; - for standard input'
+    )
+    read.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    read.set_defaults(run=_validate)
     return parser
 
 

@@ -53,6 +53,14 @@ class Catalog:
         """Refuse a `<hypernet:name:1>` tag that A1111 would drop in silence."""
         self._require("prompt", name, "hypernetworks")
 
+    def require_upscaler(self, field: str, name: str) -> None:
+        """Refuse an upscaler that A1111 would fail at, or do without."""
+        self._require(field, name, "upscalers")
+
+    def require_face_restorer(self, field: str, name: str) -> None:
+        """Refuse a face restorer that an extension would do without in silence."""
+        self._require(field, name, "face-restorers")
+
     def _sampler(self, job: Generation) -> dict[str, Any]:
         # An empty name means `sampler_index`, the older field (recorded: sampler_empty).
         asked = job.sampler_name or job.sampler_index
@@ -97,8 +105,9 @@ class Catalog:
             return sampler, scheduler
         for entry in self._entries("schedulers"):
             for suffix in _spellings(entry):
-                stem = sampler.removesuffix(f" {suffix}")
-                if stem != sampler and stem in self._names("samplers"):
+                # In any case, as the older workers took it.
+                stem, tail = sampler[: -len(suffix) - 1], sampler[-len(suffix) - 1 :]
+                if tail.lower() == f" {suffix}".lower() and stem in self._names("samplers"):
                     if scheduler and scheduler not in {
                         "Automatic",
                         "automatic",

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import requests
@@ -52,13 +53,14 @@ class WebuiClient:
         self._session.headers["Accept-Encoding"] = "identity"  # zipping base64 on loopback costs
 
     def get(self, route: str, *, timeout_s: float = 10) -> Any:
-        """Return the JSON that A1111 answers to GET `route` (below /sdapi/v1/)."""
+        """Return the JSON that A1111 answers to GET `route`.
+
+        A route is a name below /sdapi/v1/, or a whole path; a query may follow.
+        """
         return self._call("GET", route, None, timeout_s)
 
-    def post(
-        self, route: str, body: dict[str, Any] | None = None, *, timeout_s: float | None
-    ) -> Any:
-        """Send `body` to `route` (below /sdapi/v1/) and return the JSON of the answer.
+    def post(self, route: str, body: Any = None, *, timeout_s: float | None) -> Any:
+        """Send `body` to `route` (see `get`) and return the JSON of the answer.
 
         Raises:
             BackendNotReadyError: nobody listens, so nothing was asked.
@@ -70,13 +72,11 @@ class WebuiClient:
         """
         return self._call("POST", route, body, timeout_s)
 
-    def _call(
-        self, method: str, route: str, body: dict[str, Any] | None, timeout_s: float | None
-    ) -> Any:
+    def _call(self, method: str, route: str, body: Any, timeout_s: float | None) -> Any:
         try:
             with self._session.request(
                 method,
-                self._base_url + API + route,
+                self._base_url + (route if route.startswith("/") else API + route),
                 json=body,
                 timeout=(CONNECT_S, timeout_s),
                 stream=True,
@@ -86,7 +86,9 @@ class WebuiClient:
                 expected = response.headers.get("Content-Length")
                 self.backend = "simulator" if "X-Simulator" in response.headers else "a1111"
         except requests.exceptions.InvalidJSONError as error:
-            raise InvalidInputError("The request holds a value that JSON cannot say.") from error
+            raise InvalidInputError(
+                "The request holds a value that JSON cannot say.", field="input"
+            ) from error
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise BackendStalledError(
                 f"A1111 gave no answer to {route} in {timeout_s or CONNECT_S:g} s."
@@ -142,12 +144,11 @@ def failure(status: int, data: bytes) -> WorkerError:
     answer = answer if isinstance(answer, dict) else {}
     kind = str(answer.get("error") or "")
     detail = answer.get("detail")
+    field = "input"
     if isinstance(detail, list):
-        problems = [problem for problem in detail if isinstance(problem, dict)]
-        words = "; ".join(
-            f"{'.'.join(str(part) for part in problem.get('loc', ())[1:])}: {problem.get('msg')}"
-            for problem in problems
-        )
+        problems = [(_place(problem), problem) for problem in detail if isinstance(problem, dict)]
+        words = "; ".join(f"{place}: {problem.get('msg')}" for place, problem in problems)
+        field = next((place for place, _ in problems if place), field)
     else:
         words = str(detail or answer.get("errors") or kind or f"status {status}")
     words = words[:WORDS_CHARS]
@@ -164,8 +165,13 @@ def failure(status: int, data: bytes) -> WorkerError:
     if _BROKEN_GPU.search(words):
         return BackendCrashedError(f"The state of the GPU is broken: {words}.")
     if status < 500 or kind == "HTTPException":
-        return InvalidInputError(f"A1111 refused the request: {words}.")
+        return InvalidInputError(f"A1111 refused the request: {words}.", field=field)
     return BackendFailedError(
         f"A1111 failed: {f'{kind}: ' if kind else ''}{words}.",
         **({"exception": kind} if kind else {}),
     )
+
+
+def _place(problem: Mapping[str, Any]) -> str:
+    """Return which field a problem of A1111's own is in."""
+    return ".".join(str(part) for part in problem.get("loc", ())[1:])

@@ -1,7 +1,8 @@
 """Input images: from what a caller sent to base64 that A1111 is sure to read.
 
 A1111 answers 500 to what it cannot decode and fetches http URLs by itself
-(recorded: img2img_garbage_b64, img2img_init_url_loopback); neither must reach it.
+(recorded: img2img_garbage_b64, img2img_init_url_loopback); neither must reach it. What is given by
+URL is fetched before, by `inputs`.
 """
 
 import base64
@@ -27,6 +28,8 @@ BROKEN = (
     TypeError,
     Image.DecompressionBombError,
 )
+SINGLE_FIELDS = ("mask", "latent_mask", "firstpass_image")
+"""Of a request: each holds one image; `init_images` holds several."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
@@ -47,7 +50,7 @@ def checked(job: Generation, max_pixels: int) -> dict[str, Any]:
             image(text, f"init_images[{index}]", max_pixels)
             for index, text in enumerate(job.init_images)
         ]
-    for field in ("mask", "latent_mask", "firstpass_image"):
+    for field in SINGLE_FIELDS:
         text = getattr(job, field, None)
         if text is not None and not isinstance(text, str):
             raise InvalidInputError(f"`{field}` must be an image as base64.", field=field)
@@ -56,11 +59,20 @@ def checked(job: Generation, max_pixels: int) -> dict[str, Any]:
     return clean
 
 
+def is_url(text: str) -> bool:
+    """Return whether `text`, an image as a caller gave it, says where the image is."""
+    return text.lstrip()[:8].lower().startswith(("http://", "https://"))
+
+
 def image(text: str, field: str, max_pixels: int) -> str:
-    """Return the base64 of one image given as base64, with or without line ends, or a data URI."""
-    if text[:8].lower().startswith(("http://", "https://")):
+    """Return the base64 of one image given as base64, with or without line ends, or a data URI.
+
+    Raises:
+        InvalidInputError: it is no image, a broken one, or one of more than `max_pixels`.
+    """
+    if is_url(text):
         raise InvalidInputError(
-            f"`{field}` is a URL; only image data is taken.",
+            f"`{field}` is a URL, and none is fetched for it.",
             hint="Send the picture itself, as base64.",
             field=field,
         )
@@ -83,13 +95,19 @@ def _require_picture(data: bytes, field: str, max_pixels: int) -> None:
     except BROKEN as error:
         raise InvalidInputError(
             f"`{field}` is not an image that can be read.",
-            hint="Send a PNG, JPEG or WebP as base64.",
+            hint="Send a PNG, JPEG or WebP: the file itself, as base64 or the https URL of it.",
             field=field,
         ) from error
     if width * height > max_pixels:
         raise InvalidInputError(
             f"`{field}` has {width} x {height} pixels; the limit is {max_pixels}.", field=field
         )
+
+
+def size_px(picture: str) -> tuple[int, int]:
+    """Return width and height of a picture that `image` returned."""
+    with Image.open(io.BytesIO(base64.b64decode(picture)), formats=FORMATS) as opened:
+        return opened.size
 
 
 def small_jpeg(text: str | None) -> str | None:

@@ -90,6 +90,14 @@ class LinkFolder:
         added = [self.show(model)[1] for model in wanted.values()]
         return bool(gone) or any(added)
 
+    def forget_gone(self, kind: Kind) -> None:
+        """Remove the links of a kind whose files are gone."""
+        with self._lock:
+            links = self._links[kind]
+            for path in [path for path in links if not path.is_file()]:
+                links.pop(path).unlink(missing_ok=True)
+                self._changed[kind] = time.monotonic()
+
     def forget(self, model: CachedModel) -> None:
         """Remove the link of a model whose file is gone."""
         with self._lock:

@@ -9,15 +9,15 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 from model_cache.cache import ModelCache
 from model_cache.models import CachedModel, Ensured, Progress
 from schemas.errors import (
     InvalidInputError,
     JobCancelledError,
-    ModelIncompatibleError,
     ModelNotFoundError,
+    WorkerError,
 )
 from schemas.job import Generation, Txt2Img
 from schemas.model_ref import SUFFIX, Kind, ModelRef, parse_ref
@@ -27,6 +27,7 @@ from worker.watch import Report
 LOOK_S = 0.1
 REPORT_S = 1.0
 BUILT_IN_VAES = frozenset({"Automatic", "None"})
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,24 +70,31 @@ def roles(job: Generation, default: ModelRef | None) -> list[Role]:
         found.append(Role("hr_checkpoint_name", job.hr_checkpoint_name))
     found += [Role(f"loras[{index}]", ref) for index, ref in enumerate(job.loras)]
     found += [Role(f"embeddings[{index}]", ref) for index, ref in enumerate(job.embeddings)]
+    found += [
+        Role(f"{unit.at}.model", unit.model)
+        for unit in job.controlnet_args
+        if unit.enabled and unit.model is not None
+    ]
     return found
 
 
 def ensure_all(
-    ensure: Callable[..., Ensured],
+    ensure: Callable[..., T],
     wanted: Sequence[Role],
     threads: Executor,
     *,
     cancelled: Event,
     report: Report,
-) -> dict[str, Ensured]:
+) -> dict[str, T]:
     """Make every model present, on `threads`; the first failure stops the others.
 
-    `ensure` is `ModelCache.ensure` with the tokens and the allowance of the job, if it has any.
+    `ensure` is `ModelCache.ensure` with the tokens and the allowance of the job, if it has any, or
+    what makes something of its result.
 
     Raises:
         JobCancelledError: `cancelled` was set.
-        WorkerError: what ModelCache.ensure raised for the first model in order that failed.
+        WorkerError: what ModelCache.ensure raised for the first model in order that failed;
+            `details["field"]` is the field that names it.
     """
     stop = Event()
     downloads = _Downloads(report)
@@ -99,7 +107,7 @@ def ensure_all(
         ): role
         for role in wanted
     }
-    waiting: set[Future[Ensured]] = set(futures)
+    waiting: set[Future[T]] = set(futures)
     try:
         while waiting:
             done, waiting = wait(waiting, timeout=LOOK_S, return_when=FIRST_COMPLETED)
@@ -113,8 +121,10 @@ def ensure_all(
         wait(futures)
     if cancelled.is_set():
         raise JobCancelledError("The job was cancelled while its models were fetched.")
-    for future in futures:
+    for future, role in futures.items():
         error = None if future.cancelled() else future.exception()
+        if isinstance(error, WorkerError) and not isinstance(error, JobCancelledError):
+            error.details.setdefault("field", role.field)
         if error is not None and not isinstance(error, JobCancelledError):
             raise error
     return {role.field: future.result() for future, role in futures.items()}
@@ -199,6 +209,7 @@ def default_checkpoint(cache: ModelCache, configured: str) -> ModelRef:
         raise ModelNotFoundError(
             "There is no checkpoint on the volume, and the request names none.",
             hint='Name one to fetch: {"checkpoint": {"name": "…", "url": "https://…"}}.',
+            field="checkpoint",
         )
     raise InvalidInputError(
         f"The request names no checkpoint, and the volume holds {len(names)}.",
@@ -218,25 +229,3 @@ def automatic_vae(cache: ModelCache, checkpoint: CachedModel) -> ModelRef | None
         if model.name in names:
             return parse_ref({"name": model.name + SUFFIX}, Kind.VAE, "vae")
     return None
-
-
-def family(base: str) -> str | None:
-    """Return the architecture that models must share to work together, None if it is not known."""
-    plain = base.partition("-")[0]
-    return None if plain in {"", "unknown"} else plain
-
-
-def require_fit(checkpoint: CachedModel, other: CachedModel, field: str) -> None:
-    """Raise ModelIncompatibleError if `other` was made for another architecture.
-
-    A1111 answers 200 with the picture unchanged, and lists the misfit as if it worked
-    (recorded: lora_sdxl_mismatch), so it is judged before, from the headers.
-    """
-    have, need = family(other.base), family(checkpoint.base)
-    if have and need and have != need:
-        raise ModelIncompatibleError(
-            f"The {other.kind} `{other.name}` is made for {have}, the checkpoint"
-            f" `{checkpoint.name}` is {need}.",
-            hint=f"Use a {need} {other.kind}, or a {have} checkpoint.",
-            field=field,
-        )

@@ -10,8 +10,8 @@ from schemas.settings import OutputSettings
 _ENVELOPE_BYTES = len('{"output": }')
 
 
-def require_fitting(result: dict[str, Any], job_id: str, limits: OutputSettings) -> None:
-    """Raise unless RunPod will carry `result`; the SDK loses what is too large or not JSON.
+def require_fitting(result: Any, job_id: str, limits: OutputSettings) -> None:
+    """Raise unless RunPod will carry `result`, JSON values; the SDK loses what is too large or not JSON.
 
     Raises:
         OutputTooLargeError: `details` has `size_bytes` and `limit_bytes`.
@@ -34,17 +34,20 @@ def require_fitting(result: dict[str, Any], job_id: str, limits: OutputSettings)
         )
 
 
-def size_bytes(result: dict[str, Any]) -> int:
+def size_bytes(result: Any) -> int:
     """Return the length of `result` as the SDK sends it: UTF-8, not escaped to ASCII.
 
     Raises:
         ValueError: it cannot be sent as JSON.
     """
     # Base64 needs no escaping, so its length is known without copying megabytes.
-    images = result.get("images", [])
-    plain = [image for image in images if isinstance(image, str) and image.isascii()]
-    rest = {**result, "images": ["" for _ in plain] + [i for i in images if not _is_plain(i)]}
-    text = json.dumps(rest, ensure_ascii=False, allow_nan=False)
+    listed = result.get("images") if isinstance(result, dict) else None
+    images = listed if isinstance(listed, list) else []
+    plain = [image for image in images if _is_plain(image)]
+    if plain:
+        others = [image for image in images if not _is_plain(image)]
+        result = {**result, "images": ["" for _ in plain] + others}
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False)
     return _ENVELOPE_BYTES + len(text.encode()) + sum(len(image) for image in plain)
 
 

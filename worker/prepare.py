@@ -4,10 +4,10 @@ What asks A1111 is handed in as a `Session`; nothing here waits for it.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
 from typing import Any
@@ -15,11 +15,14 @@ from typing import Any
 from model_cache.cache import ModelCache
 from model_cache.engine.download import Allowance
 from model_cache.models import CachedModel, Ensured
+from model_cache.recall import Recall
 from schemas.errors import ModelNotFoundError, WorkerError
 from schemas.job import Generation
-from schemas.model_ref import Kind, ModelRef
+from schemas.model_ref import Kind, ModelRef, Recalled
 from schemas.settings import Settings
 from worker import images, models, overrides, payload
+from worker.controlnet import Controls, controls_of, enabled, not_installed
+from worker.fit import Judge
 from worker.hashes import HashCache
 from worker.helpers import require_helpers
 from worker.links import LinkFolder
@@ -32,6 +35,8 @@ log = logging.getLogger(__name__)
 
 FETCHERS = 4
 AUTOMATIC = "Automatic"
+MUST_FIT = frozenset({Kind.LORA, Kind.EMBEDDING, Kind.CONTROLNET})
+"""Kinds that are judged against the checkpoint; LoRAs that tags alone name, besides."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Prepared:
     names: Mapping[str, str]
     tagged: Tagged
     warnings: list[str]
+    controls: Controls = field(default_factory=Controls)
 
     @property
     def checkpoint(self) -> CachedModel:
@@ -119,6 +125,31 @@ class Preparation:
                 shown = ((model, self._links.show(model)[0]) for model in self._safe(kind))
                 self._hashes.put_all(shown)
 
+    def look_again(self) -> None:
+        """Link what came to the roots meanwhile, and unlink what has gone; no link of a job changes."""
+        self._cache.look_again()
+        for kind in Kind:
+            shown = list(self._safe(kind))
+            links = [(model, self._links.show(model)[0]) for model in shown]
+            if kind is not Kind.VAE:
+                self._hashes.put_all(links)
+            self._links.forget_gone(kind)
+
+    def obtain(self, wanted: Sequence[models.Role], caller: Caller) -> dict[str, Ensured]:
+        """Make models present that no job has asked for yet; return them by the fields that name them.
+
+        Raises:
+            WorkerError: see ModelCache.ensure.
+        """
+        allowance = Allowance.of(self._settings.cache)
+
+        def ensure(ref: ModelRef, **how: Any) -> Ensured:
+            return self._kept(self._cache.ensure(ref, allowance=allowance, **how), caller)
+
+        return models.ensure_all(
+            ensure, wanted, self._fetchers, cancelled=caller.cancelled, report=caller.report
+        )
+
     def _safe(self, kind: Kind) -> Iterator[CachedModel]:
         """Yield the models of a kind that A1111 may be shown: it opens some as soon as it sees them."""
         for model in self._cache.models(kind):
@@ -134,13 +165,16 @@ class Preparation:
             WorkerError: see ModelCache.ensure.
         """
         default = None if models.names_checkpoint(job) else self._default()
-        obtain = partial(
-            self._cache.ensure,
-            tokens={host: secret.get_secret_value() for host, secret in job.tokens.items()},
-            allowance=Allowance.of(self._settings.cache, job.max_download_gb, job.max_download_s),
-        )
+        tokens: dict[str, str] = {
+            host: secret.get_secret_value() for host, secret in job.tokens.items()
+        }
+        allowance = Allowance.of(self._settings.cache, job.max_download_gb, job.max_download_s)
+        recall = Recall(self._cache, self._settings.cache, tokens, allowance)
+        obtain = partial(self._cache.ensure, tokens=tokens, allowance=allowance)
 
         def ensure(ref: ModelRef, **how: Any) -> Ensured:
+            if isinstance(ref, Recalled):
+                return self._kept(recall.ensure(self._as_shown(ref), **how), caller)
             return self._kept(obtain(ref, **how), caller)
 
         wanted = models.roles(job, default)
@@ -151,6 +185,13 @@ class Preparation:
         models.require_agreement(job, found)
         self._add_automatic_vae(job, found, caller)
         return found
+
+    def _as_shown(self, ref: Recalled) -> Recalled:
+        """Return `ref` by the store's name: A1111 writes into an infotext what a link is called."""
+        path = self._links.path_of(ref.kind, ref.name or "")
+        shown = (model for model in self._cache.models(ref.kind) if model.path == path)
+        name = next((model.name for model in shown), ref.name)
+        return ref.model_copy(update={"name": name})
 
     def _kept(self, found: Ensured, caller: Caller) -> Ensured:
         """Keep a model from now on: others of the same job may take half an hour to come."""
@@ -191,11 +232,26 @@ class Preparation:
             InvalidInputError: a picture or a name that A1111 could not work with.
             WorkerError: A1111 does not answer.
         """
+        changes = self._changes(job, session)
+        self._controls(job, session)
+        return changes
+
+    def _changes(self, job: Generation, session: Session) -> dict[str, Any]:
         changes = images.checked(job, self._settings.job.max_input_pixels)
         changes |= session.catalog.checked(job)
         overrides.checked(job.override_settings, session.originals)
         require_helpers(job, self._links.root, session.originals)
         return changes
+
+    def _controls(
+        self, job: Generation, session: Session, names: Mapping[str, str] | None = None
+    ) -> Controls:
+        """Return the ControlNet units of `job`; see `controls_of`."""
+        units = enabled(job)
+        if units and not session.offers("GET", "/controlnet/model_list"):
+            raise not_installed(units[0].at)
+        limit = self._settings.job.max_input_pixels
+        return controls_of(job, session.controlnet, limit, names)
 
     def complete(
         self, job: Generation, found: dict[str, Ensured], session: Session, caller: Caller
@@ -205,51 +261,62 @@ class Preparation:
         Raises:
             WorkerError: its models do not go together, or A1111 does not answer.
         """
-        names = {field: self._show(ensured.model) for field, ensured in found.items()}
+        judge = Judge(found[checkpoint_field(found)].model, skips=self._skips(job))
+
+        def fits(model: CachedModel, at: str) -> bool:
+            return judge.takes(self._cache.inspected(model), at)
+
         tags = tagged(
             job,
             {ref: found[f"loras[{index}]"].model for index, ref in enumerate(job.loras)},
             lambda name: lora_by_name(self._cache, partial(self._named_lora, caller), name),
             partial(knows_lora, self._cache),
             self._show,
+            fits,
         )
+        found = {
+            field: ensured
+            for field, ensured in found.items()
+            if ensured.model.kind not in MUST_FIT or fits(ensured.model, field)
+        }
+        names = {field: self._show(ensured.model) for field, ensured in found.items()}
         for name in tags.hypernetworks:
             session.catalog.require_hypernetwork(name)
-        warnings = self._judge(job, found, names, tags)
+        warnings = judge.warnings + _remarks(job, found, names)
+        controls = self._controls(job, session, names)
         return Prepared(
             job=job,
             chosen=_chosen(found, names),
-            changes=self.check(job, session) | tags.fields,
+            changes=self._changes(job, session) | tags.fields | controls.changes(job),
             found=found,
             names=names,
             tagged=tags,
-            warnings=warnings + tags.warnings,
+            warnings=warnings + tags.warnings + controls.warnings,
+            controls=controls,
         )
 
-    def _judge(
-        self,
-        job: Generation,
-        found: Mapping[str, Ensured],
-        names: Mapping[str, str],
-        tags: Tagged,
-    ) -> list[str]:
-        """Raise if two models do not go together; return what the caller should know."""
-        checkpoint = found[checkpoint_field(found)].model
-        warnings: list[str] = []
-        for name, lora in tags.loras.items():
-            models.require_fit(checkpoint, self._cache.inspected(lora), f"<lora:{name}>")
-        for index, ref in enumerate(job.embeddings):
-            field = f"embeddings[{index}]"
-            models.require_fit(checkpoint, found[field].model, field)
+    def _skips(self, job: Generation) -> bool:
+        return (job.on_incompatible or self._settings.job.on_incompatible) == "skip"
+
+
+def _remarks(job: Generation, found: Mapping[str, Ensured], names: Mapping[str, str]) -> list[str]:
+    """Return what the caller should know of the models that are used.
+
+    Raises:
+        InvalidInputError: an embedding got another name than the one in the prompt.
+    """
+    warnings: list[str] = []
+    for index, ref in enumerate(job.embeddings):
+        field = f"embeddings[{index}]"
+        if field in found:
             warnings += mentions(job, ref, names[field], field)
-        for ensured in found.values():
-            warnings += ensured.warnings
-        if not job.override_settings_restore_afterwards:
-            warnings.append(
-                "Options never outlive their job; `override_settings_restore_afterwards`"
-                " has no effect."
-            )
-        return warnings
+    for ensured in found.values():
+        warnings += ensured.warnings
+    if not job.override_settings_restore_afterwards:
+        warnings.append(
+            "Options never outlive their job; `override_settings_restore_afterwards` has no effect."
+        )
+    return warnings
 
 
 def checkpoint_field(found: Mapping[str, Ensured]) -> str:

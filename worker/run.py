@@ -2,29 +2,27 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from threading import Event, Lock
-from typing import Any, TypeVar
+from threading import Event
+from typing import Any
 
 from model_cache.cache import ModelCache
-from schemas.errors import (
-    BackendCrashedError,
-    BackendFailedError,
-    BackendNotReadyError,
-    BackendOutOfMemoryError,
-    BackendStalledError,
-    JobCancelledError,
-    WorkerError,
-)
-from schemas.job import Command, Generation
+from schemas.commands import Command
+from schemas.errors import BackendFailedError, BackendOutOfMemoryError, WorkerError
+from schemas.job import Generation
 from schemas.model_ref import stem_of
 from schemas.request import parse
 from schemas.result import ModelUsed, Result
+from schemas.routes import Call
 from schemas.settings import Settings
-from worker import check, output, overrides, payload
+from worker import check, inputs, kinds, output, overrides, payload
+from worker.access import Access
+from worker.calls import Calls
 from worker.client import WebuiClient
 from worker.clock import Clock
+from worker.commands import Commands
+from worker.defaults import Defaults
 from worker.health import Health
 from worker.links import LinkFolder
 from worker.prepare import Caller, Preparation, Prepared
@@ -34,10 +32,8 @@ from worker.webui import State, Webui
 
 log = logging.getLogger(__name__)
 
-WAIT_S = 0.2
 # The job that loads the default checkpoint; SDXL, too, takes so small a picture.
 WARM_UP = {"prompt": "", "steps": 1, "width": 64, "height": 64}
-T = TypeVar("T")
 
 
 class Runner:
@@ -64,14 +60,29 @@ class Runner:
         self._client = client
         self._webui = webui
         self._settings = settings
-        self._max_rss_bytes = max_rss_bytes
-        self._links = LinkFolder(settings.webui.links)
-        self._preparation = Preparation(cache, self._links, settings)
+        links = LinkFolder(settings.webui.links)
+        self._preparation = Preparation(cache, links, settings)
+        self.access = Access(
+            client,
+            links,
+            webui,
+            max_rss_bytes=max_rss_bytes,
+            max_switches=settings.webui.max_switches,
+            on_opened=self._preparation.tell_hashes,
+        )
         self._watcher = Watcher(client)
+        self._defaults = Defaults()
+        self._calls = Calls(
+            client, self.access, self._watcher, self._preparation, self._defaults, settings
+        )
         self.health = Health(settings, cache, client, webui)
-        self._gpu = Lock()
-        self._opening = Lock()
-        self._opened: Session | None = None
+        self._commands = Commands(
+            self.health,
+            cache,
+            settings.cache,
+            ask=lambda route, cancelled: self.access.asked(cancelled, lambda _: client.get(route)),
+            shown=self._preparation.look_again,
+        )
 
     def show_models(self) -> None:
         """Link every model of every root, so that A1111's lists show them; before it starts, ideally."""
@@ -87,8 +98,8 @@ class Runner:
         else:
             log.info(f"The default checkpoint was loaded in {time.monotonic() - start:.1f} s.")
 
-    def run(self, job: dict[str, Any], cancelled: Event, report: Report) -> Mapping[str, Any]:
-        """Return the result of one RunPod job: a `Result`, or what a command answers.
+    def run(self, job: dict[str, Any], cancelled: Event, report: Report) -> Any:
+        """Return the answer to one RunPod job, in JSON values: a `Result`, or what a call answers.
 
         Blocks; call it in a thread. `report` gets progress as JSON objects, from any thread.
 
@@ -97,73 +108,50 @@ class Runner:
         """
         clock, job_id = Clock(), str(job.get("id", ""))
         request = parse(job.get("input"), self._settings.job)
-        if isinstance(request.job, Command):
-            return self.health.report()
-        with self.health.running(job_id, report) as noted, ExitStack() as held:
-            result = self._generated(
-                request.job, request.warnings, Caller(cancelled, noted, held), clock
-            )
-        output.require_fitting(dict(result), job_id, self._settings.output)
-        return result
+        asked = request.job
+        answer: Any
+        if isinstance(asked, Command):
+            answer = self._commands.run(asked, cancelled, report)
+        else:
+            with self.health.running(job_id, report) as noted, ExitStack() as held:
+                caller = Caller(cancelled, noted, held)
+                if isinstance(asked, Call):
+                    answer = self._calls.run(asked, caller)
+                else:
+                    answer = self._generated(asked, request.warnings, caller, clock)
+        output.require_fitting(answer, job_id, self._settings.output)
+        return answer
 
     def _generated(
         self, job: Generation, warnings: Sequence[str], caller: Caller, clock: Clock
     ) -> Result:
+        job, told = self._defaults.applied(job)
+        job = inputs.brought(job, self._settings, caller.cancelled)
         if self._webui.state is not State.STARTING:
             # So that a mistake is told before gigabytes are fetched.
-            self._asked(caller, lambda session: self._preparation.check(job, session))
+            self.access.asked(
+                caller.cancelled, lambda session: self._preparation.check(job, session)
+            )
         found = self._preparation.fetch(job, caller)
         clock.lap("download_s")
-        prepared = self._asked(
-            caller, lambda session: self._preparation.complete(job, found, session, caller)
+        prepared = self.access.asked(
+            caller.cancelled,
+            lambda session: self._preparation.complete(job, found, session, caller),
         )
-        prepared.warnings[:0] = warnings
+        prepared.warnings[:0] = [*warnings, *told]
         answer, info = self._in_turn(prepared, clock, caller)
         clock.lap("generate_s")
         return self._result(answer, info, prepared, clock)
-
-    def _asked(self, caller: Caller, work: Callable[[Session], T], *, holds_gpu: bool = False) -> T:
-        """Do what only asks A1111, once more if its process ends meanwhile."""
-        for is_last in (False, True):
-            life = self._webui.ready(caller.cancelled)
-            try:
-                return work(self._session(caller))
-            except (BackendNotReadyError, BackendCrashedError, BackendStalledError) as error:
-                # While another job has it, silence may come from that job, which is watched.
-                is_busy = isinstance(error, BackendStalledError) and self._gpu.locked()
-                if error.refresh_worker or (is_busy and not holds_gpu):
-                    raise
-                self._webui.replace(life, f"it did not answer: {error}", is_broken=True)
-                if is_last:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
-
-    def _session(self, caller: Caller) -> Session:
-        life = self._webui.ready(caller.cancelled)
-        with self._opening:
-            if self._opened is None or self._opened.life is not life:
-                self._opened = Session(self._client, self._links, life)
-                self._preparation.tell_hashes()
-            return self._opened
 
     def _in_turn(
         self, prepared: Prepared, clock: Clock, caller: Caller
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return A1111's answer and the `info` in it, both found to be right."""
-        while not self._gpu.acquire(timeout=WAIT_S):
-            _stop_if(caller.cancelled)
-        try:
-            _stop_if(caller.cancelled)
+        with self.access.turn(caller.cancelled):
             clock.lap("webui_wait_s")
-            try:
-                return self._generate(self._told(prepared, caller), prepared, caller)
-            except BackendNotReadyError as error:
-                if error.refresh_worker:
-                    raise
-                # It ended a moment before it was asked: nothing was lost but that moment.
-                return self._generate(self._told(prepared, caller), prepared, caller)
-        finally:
-            self._gpu.release()
+            return self.access.again(
+                lambda: self._generate(self._told(prepared, caller), prepared, caller)
+            )
 
     def _told(self, prepared: Prepared, caller: Caller) -> Session:
         """Return the session once A1111 can be asked and knows of the job's files."""
@@ -171,23 +159,24 @@ class Runner:
         def tell(session: Session) -> Session:
             prepared.require_files()
             session.refresh()
+            prepared.controls.name_models(session.controlnet)
             return session
 
-        return self._asked(caller, tell, holds_gpu=True)
+        return self.access.asked(caller.cancelled, tell)
 
     def _generate(
         self, session: Session, prepared: Prepared, caller: Caller
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         patience = self._patience(prepared)
         asked = overrides.checked(prepared.job.override_settings, session.originals)
-        options = session.options(asked)
+        options = session.options(asked) | prepared.controls.options
         body = payload.body(prepared.job, prepared.chosen, prepared.changes, options)
         attendants = Attendants(
             caller.cancelled,
             caller.report,
             has_ended=lambda: session.life.has_ended,
-            give_up=lambda reason: self._webui.replace(
-                session.life, reason, is_broken=not caller.cancelled.is_set()
+            give_up=lambda reason: self.access.replace(
+                session, reason, is_broken=not caller.cancelled.is_set()
             ),
             previews=prepared.job.previews,
             loads=prepared.checkpoint_name,
@@ -203,8 +192,7 @@ class Runner:
             self._mend(session, error)
             raise
         session.end(prepared.chosen)
-        self._webui.served(session.life)
-        self._replace_worn(session)
+        self.access.served(session)
         return answer, info
 
     def _select(self, prepared: Prepared, patience: Patience, attendants: Attendants) -> None:
@@ -242,23 +230,13 @@ class Runner:
         if isinstance(error.__cause__, WorkerError):
             # The job was cancelled or took too long, and failed besides: see Watcher.post.
             error = error.__cause__
-        if isinstance(error, BackendCrashedError | BackendNotReadyError):
-            self._webui.replace(session.life, str(error), is_broken=True)
-        elif isinstance(
-            error, BackendFailedError | BackendOutOfMemoryError
-        ) and session.is_doubtful(error):
-            self._webui.replace(session.life, f"a checkpoint may be half loaded: {error}")
+        may_be_half = isinstance(error, BackendFailedError | BackendOutOfMemoryError)
+        if self.access.replace_lost(session, error):
+            return
+        if may_be_half and session.is_doubtful(error):
+            self.access.replace(session, f"a checkpoint may be half loaded: {error}")
         else:
-            self._replace_worn(session)
-
-    def _replace_worn(self, session: Session) -> None:
-        """Replace A1111 between two jobs if it has become too large, or loaded too much."""
-        webui, process = self._settings.webui, session.life.process
-        rss_bytes = (process.rss_bytes() if process is not None else None) or 0
-        if self._max_rss_bytes is not None and rss_bytes > self._max_rss_bytes:
-            self._webui.replace(session.life, f"it occupies {rss_bytes / 1e9:.1f} GB")
-        elif webui.max_switches is not None and session.switches >= webui.max_switches:
-            self._webui.replace(session.life, f"it loaded {session.switches} checkpoints")
+            self.access.replace_worn(session)
 
     def _checked(self, answer: Any, session: Session, prepared: Prepared) -> dict[str, Any]:
         info = check.info_of(answer)
@@ -270,6 +248,9 @@ class Runner:
         listed = session.originals.get("lora_add_hashes_to_infotext", True)
         if listed and not prepared.job.disable_extra_networks:
             check.require_loras(info, prepared.tagged.loras)
+        job = prepared.job
+        options = {**session.originals, **job.override_settings}
+        answer["image_kinds"] = kinds.settled(answer, job, prepared.controls, options)
         return info
 
     def _result(
@@ -278,6 +259,7 @@ class Runner:
         cached = self._cache.info()
         return Result(
             images=answer["images"],
+            image_kinds=answer["image_kinds"],
             parameters=answer["parameters"],
             info=answer["info"],
             seed=info["seed"],
@@ -316,8 +298,3 @@ def _used(prepared: Prepared) -> list[ModelUsed]:
         if lora.path not in named
     ]
     return listed + by_tag
-
-
-def _stop_if(cancelled: Event) -> None:
-    if cancelled.is_set():
-        raise JobCancelledError("The job was cancelled before it was generated.")

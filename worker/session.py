@@ -15,6 +15,7 @@ from schemas.model_ref import Kind
 from worker import overrides
 from worker.catalog import Catalog
 from worker.client import WebuiClient
+from worker.controlnet import Extension
 from worker.links import LinkFolder
 from worker.payload import Chosen
 from worker.webui import Life
@@ -30,7 +31,7 @@ _AFTER_LOADING = frozenset({"NansException"})
 
 
 class Session:
-    """Our side of one life of A1111. Used by one job at a time, but for `catalog` and `originals`."""
+    """Our side of one life of A1111. Used by one job at a time, but for what only asks A1111."""
 
     def __init__(self, client: WebuiClient, links: LinkFolder, life: Life) -> None:
         """Ask for its options, which no job has touched yet.
@@ -40,12 +41,14 @@ class Session:
         """
         self.life = life
         self.catalog = Catalog(client)
+        self.controlnet = Extension(client, links)
         self.originals: Mapping[str, Any] = client.get("options")
         """Every option and its value before any job."""
         self.switches = 0
         """How many checkpoints it loaded."""
         self._client = client
         self._links = links
+        self._routes: frozenset[tuple[str, str]] | None = None
         self._told = dict.fromkeys(REFRESH, life.started)
         """Up to when it knows of our links; those that were there it found when it started."""
         self._touched: set[str] = set()
@@ -65,6 +68,37 @@ class Session:
                 asked = time.monotonic()
                 self._client.post(route, timeout_s=REFRESH_TIMEOUT_S)
                 self._told[kind] = asked
+
+    def offers(self, method: str, path: str) -> bool:
+        """Tell whether this A1111, its extensions included, has a route; asked once.
+
+        Raises:
+            WorkerError: it does not answer.
+        """
+        if self._routes is None:
+            paths = self._client.get("/openapi.json").get("paths") or {}
+            self._routes = frozenset(
+                (verb.upper(), path) for path, verbs in paths.items() for verb in verbs
+            )
+        return (method, path) in self._routes
+
+    def shown(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return A1111's `options` as they were before any job, but for its models."""
+        touched = tuple(self._touched)  # A job may add to it meanwhile.
+        return {**options, **{name: self.originals[name] for name in touched}}
+
+    def restore(self) -> None:
+        """Give A1111 back what jobs overrode, before a request that carries no options of its own.
+
+        It writes its config.json, which is on the container's disk and lives as long as the worker.
+
+        Raises:
+            WorkerError: see WebuiClient.post.
+        """
+        if self._touched:
+            body = {name: self.originals[name] for name in sorted(self._touched)}
+            self._client.post("options", body, timeout_s=REFRESH_TIMEOUT_S)
+            self._touched.clear()
 
     def options(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options to send: those of the job, and the originals of what others set."""

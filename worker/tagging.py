@@ -17,15 +17,17 @@ from schemas.errors import (
     ModelIncompatibleError,
     ModelNotFoundError,
     ModelUnsafeError,
+    WorkerError,
     shown,
 )
 from schemas.job import Generation, Txt2Img
-from schemas.model_ref import Kind, LoraRef, ModelRef, parse_ref
+from schemas.model_ref import Kind, LoraRef, ModelRef, RecalledLora, parse_ref
 from worker import prompt as syntax
 
 Ensure = Callable[[str], CachedModel]
 Knows = Callable[[str], bool]
 Show = Callable[[CachedModel], str]
+Fits = Callable[[CachedModel, str], bool]
 
 
 @dataclass
@@ -46,8 +48,12 @@ def tagged(
     ensure: Ensure,
     knows: Knows,
     show: Show,
+    fits: Fits,
 ) -> Tagged:
     """Return the prompts of `job` with a tag before them for each of its `loras`.
+
+    A LoRA that does not fit gets no tag, and a tag of it that the caller wrote is taken out, as
+    A1111 itself takes out tags before it reads a prompt.
 
     A tag that the caller wrote for the same file wins over the list. The hires pass reads its own
     prompt, when there is one, and drops LoRAs that it does not name, so that gets the tags too.
@@ -59,6 +65,7 @@ def tagged(
         ensure: the model of a name in a tag; raises ModelNotFoundError, after a look at the volume.
         knows: whether a name in a tag seems to be one; looks nowhere, as most are tried in vain.
         show: the name under which A1111 lists a model.
+        fits: whether a model, named in a field of the request, is used; may raise.
 
     Raises:
         InvalidInputError: a tag that A1111 would drop.
@@ -66,11 +73,18 @@ def tagged(
     """
     out = Tagged()
     asked = {ref.name: model for ref, model in listed.items() if ref.name is not None}
-    links = {show(model): model for model in listed.values()}
-    if len(links) < len(listed):
+    # Those of an infotext are in its prompt already.
+    own = {ref: model for ref, model in listed.items() if not isinstance(ref, RecalledLora)}
+    links = {show(model): model for model in own.values()}
+    if len(links) < len(own):
         raise InvalidInputError("`loras` names one file twice.", field="loras")
 
     resolve = partial(_one_of, asked, links, ensure)
+    taken = {
+        show(model): (ref, model)
+        for index, (ref, model) in enumerate(own.items())
+        if fits(model, f"loras[{index}]")
+    }
 
     def is_name(name: str) -> bool:
         return name in asked or name in links or knows(name)
@@ -81,12 +95,13 @@ def tagged(
     for at, text in prompts.items():
         if job.disable_extra_networks:
             continue
-        cleaned, present = _resolved(text, at, (resolve, is_name, show), out)
-        missing = {
-            show(model): ref.scale for ref, model in listed.items() if show(model) not in present
-        }
-        new = [syntax.lora_tag(name, scale) for name, scale in missing.items()]
-        out.loras |= {show(model): model for model in listed.values()}
+        cleaned, present = _resolved(text, at, (resolve, is_name, show, fits), out)
+        new = [
+            syntax.lora_tag(name, ref.scale)
+            for name, (ref, _) in taken.items()
+            if name not in present
+        ]
+        out.loras |= {name: model for name, (_, model) in taken.items()}
         done = syntax.with_tags(cleaned, new)
         if done != text:
             out.fields[at] = done
@@ -112,11 +127,20 @@ def _one_of(
         raise
 
 
+def _meant(resolve: Ensure, name: str, at: str) -> CachedModel:
+    """Return the LoRA of a tag in the field `at`, which errors name."""
+    try:
+        return resolve(name)
+    except WorkerError as error:
+        error.details.setdefault("field", at)
+        raise
+
+
 def _resolved(
-    text: str, at: str, how: tuple[Ensure, Knows, Show], out: Tagged
+    text: str, at: str, how: tuple[Ensure, Knows, Show, Fits], out: Tagged
 ) -> tuple[str, set[str]]:
     """Return `text` with its own LoRA tags made good, and the names in them."""
-    resolve, is_name, show = how
+    resolve, is_name, show, fits = how
     present: set[str] = set()
     texts: dict[str, str] = {}
     for tag in syntax.tags(text):
@@ -132,7 +156,10 @@ def _resolved(
             out.warnings.append(f"A1111 knows no tag of the kind {shown(tag.text)}.")
         else:
             name, weights = syntax.split_name(tag, is_name)
-            model = resolve(name)
+            model = _meant(resolve, name, at)
+            if not fits(model, at):
+                texts[tag.text] = ""
+                continue
             listed = show(model)
             if listed != name:
                 texts[tag.text] = syntax.renamed(tag, listed, weights)

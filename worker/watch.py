@@ -71,6 +71,8 @@ class Attendants:
     """Whether the progress holds a small picture."""
     loads: str = ""
     """What is loaded before the first step, for people."""
+    draws: bool = True
+    """Whether the request begins by clearing the flag that an interrupt sets, and ends early by it."""
 
 
 @dataclass
@@ -124,9 +126,7 @@ class Watcher:
         self._client = client
         self._has_interrupted = False
 
-    def post(
-        self, route: str, body: dict[str, Any], patience: Patience, attendants: Attendants
-    ) -> Any:
+    def post(self, route: str, body: Any, patience: Patience, attendants: Attendants) -> Any:
         """Send `body` to `route`, wait for the answer and return it.
 
         Meanwhile A1111's progress is asked at most once a second.
@@ -148,7 +148,7 @@ class Watcher:
             raise ending from request.error
         if request.error is not None:
             raise request.error
-        if self._has_interrupted:
+        if self._has_interrupted and attendants.draws:
             self._require_whole()
         return request.answer
 

@@ -123,7 +123,8 @@ class Stack(World):
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One worker for all tests of a module: what one job does must not show in the next."""
-    with make_stack(tmp_path_factory.mktemp("stack")) as made:
+    folder = tmp_path_factory.mktemp("stack")
+    with make_stack(folder, A1111_CACHE_HF_ENDPOINT="{hub}") as made:
         yield made
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from simulator import models
 from tests.e2e.conftest import Stack
 
 pytestmark = pytest.mark.slow
@@ -144,6 +145,26 @@ def test_a_pickle_is_refused(stack: Stack) -> None:
     failed(stack.runsync({"prompt": "x", "steps": 1, "loras": [lora]}), "MODEL_UNSAFE")
 
     assert list(stack.volume.rglob("evil*")) == []
+
+
+def test_commands_of_the_older_workers_are_jobs(stack: Stack) -> None:
+    def call(endpoint: str, payload: Any) -> dict[str, Any]:
+        return stack.runsync(
+            {"api": {"method": "POST", "endpoint": f"/v1/{endpoint}"}, "payload": payload}
+        )
+
+    repository = stack.files / "huggingface" / "org" / "repo" / "Lora"
+    models.write_lora(repository / "synced.safetensors", seed="synced")
+    url = f"{stack.hub.url}/model.safetensors"
+    downloaded = done(call("download", {"source_url": url, "download_path": "loras/loaded"}))
+    synced = done(call("sync", {"repo_id": "org/repo", "sync_path": "/runpod-volume/models"}))
+
+    assert (downloaded["msg"], downloaded["source_url"]) == ("Download successful", url)
+    assert synced["synced_files"] == [str(stack.volume / "models/loras/synced.safetensors")]
+    names = {lora["name"] for lora in done(call("loras", None))["loras"]}
+    assert {"loaded", "synced"} <= names
+    outside = {"source_url": url, "download_path": "/etc/loaded"}
+    assert failed(call("download", outside), "INVALID_INPUT")["details"]["field"] == "download_path"
 
 
 def test_after_all_bad_jobs_the_same_worker_serves_the_next(stack: Stack) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import InvalidInputError
 from schemas.job import Img2Img, Txt2Img
-from schemas.model_ref import Kind
+from schemas.model_ref import Kind, Recalled
 from schemas.settings import JobSettings
 from tests.parsing import parse
 
@@ -119,7 +119,6 @@ def test_coercions_are_those_of_a1111(field: str, given: object, taken: object) 
         ),
         pytest.param({"checkpoint": "https://u:p@host/x"}, "checkpoint.url", id="password in URL"),
         pytest.param({"model": "a", "checkpoint": "b"}, "model", id="synonym and field"),
-        pytest.param({"enable_hr": True}, "denoising_strength", id="hires without strength"),
         pytest.param(
             {"enable_hr": True, "denoising_strength": 0.5, "width": 2048, "height": 2048},
             "width",
@@ -306,7 +305,8 @@ def test_an_infotext_is_taken_apart_into_fields() -> None:
         "hr_upscaler": "Latent",
         "override_settings": {"CLIP_stop_at_last_layers": 2},
     }
-    assert request.job.checkpoint is None
+    assert isinstance(request.job.checkpoint, Recalled)
+    assert request.job.checkpoint.name == "other"
     assert request.job.vae is not None
     assert request.warnings == ("What the infotext says of 'FreeU' was left aside.",)
 
@@ -388,3 +388,36 @@ def test_any_json_gives_a_job_or_a_typed_error(value: object) -> None:
         json.dumps(error.as_response(), allow_nan=False, ensure_ascii=False).encode()
     else:
         json.dumps(request.job.webui_fields(), allow_nan=False, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"firstphase_width": 64}, "firstphase_height"),
+        ({"firstphase_height": 64}, "firstphase_width"),
+        ({"firstphase_width": 2, "firstphase_height": 64}, "firstphase_width"),
+    ],
+)
+def test_a_first_pass_of_no_size_is_refused(fields: dict[str, Any], field: str) -> None:
+    assert refused(fields)["field"] == field
+    assert isinstance(parse({"firstphase_width": 64, "firstphase_height": 8}, LIMITS).job, Txt2Img)
+
+
+def test_everything_that_cannot_work_is_told_at_once() -> None:
+    problems = refused({"steps": 999, "batch_size": 99})["problems"]
+
+    assert [problem["field"] for problem in problems] == ["batch_size", "steps"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"": float("inf")},
+        {"": "\ud800"},
+        {"": 1, "api": {"endpoint": "samplers"}},
+        {"api": {"endpoint": "/v1/health"}, "payload": {"": 1}},
+        {"": 1} | {f"x{number}": 1 for number in range(101)},
+    ],
+)
+def test_a_field_without_a_name_is_refused_by_that_of_the_whole(value: dict[str, Any]) -> None:
+    assert refused(value)["field"] == "input"

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from schemas.errors import InvalidInputError
+from schemas.job import Img2Img
 from schemas.settings import JobSettings
 from tests.parsing import parse
 from worker.images import checked, image
@@ -81,6 +82,7 @@ def test_every_image_field_is_looked_at() -> None:
         "firstpass_image": PICTURE,
     }
     job = parse(fields, JobSettings()).job
+    assert isinstance(job, Img2Img)
 
     assert checked(job, 1000) == {
         "init_images": [PICTURE],

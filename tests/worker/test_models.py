@@ -10,9 +10,9 @@ from model_cache.models import CachedModel
 from schemas.errors import (
     InvalidInputError,
     JobCancelledError,
-    ModelIncompatibleError,
     ModelNotFoundError,
 )
+from schemas.job import Txt2Img
 from schemas.model_ref import Kind, ModelRef
 from schemas.settings import CacheSettings, JobSettings
 from simulator import models as files
@@ -38,8 +38,14 @@ def cache(volume: Path) -> ModelCache:
     return ModelCache(CacheSettings(volume=volume.parent, allow_private_hosts=True))
 
 
-def fields_of(value: dict[str, object], default: ModelRef | None = None) -> dict[str, str | None]:
+def generation(value: dict[str, object]) -> Txt2Img:
     job = parse(value, JobSettings()).job
+    assert isinstance(job, Txt2Img)
+    return job
+
+
+def fields_of(value: dict[str, object], default: ModelRef | None = None) -> dict[str, str | None]:
+    job = generation(value)
     return {role.field: role.ref.name for role in models.roles(job, default)}
 
 
@@ -111,34 +117,6 @@ def test_no_checkpoint_at_all_says_how_to_name_one(volume: Path) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         models.default_checkpoint(cache(volume), "")
     assert '"url"' in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "lora", "fits"),
-    [
-        ("sd1", "sd1", True),
-        ("sd1-inpaint", "sd1", True),
-        ("sd1", "unknown", True),
-        ("unknown", "sdxl", True),
-        ("sdxl", "sdxl-refiner", True),
-        ("sd1", "sdxl", False),
-        ("sdxl", "sd2", False),
-    ],
-)
-def test_architectures_must_agree_where_both_are_known(
-    checkpoint: str, lora: str, *, fits: bool
-) -> None:
-    def model(kind: Kind, base: str) -> CachedModel:
-        return CachedModel(kind, "m", Path("m"), None, 1, 1, base)
-
-    def judge() -> None:
-        models.require_fit(model(Kind.CHECKPOINT, checkpoint), model(Kind.LORA, lora), "loras[0]")
-
-    if fits:
-        judge()
-    else:
-        with pytest.raises(ModelIncompatibleError, match=r"made for .*, the checkpoint"):
-            judge()
 
 
 @pytest.fixture
@@ -219,7 +197,7 @@ def test_a_cancel_stops_a_download(
 def test_a_vae_and_none_contradict_each_other(
     vae: str, override: str | None, *, agree: bool
 ) -> None:
-    job = parse({"vae": vae, "override_settings": {"sd_vae": override}}, JobSettings()).job
+    job = generation({"vae": vae, "override_settings": {"sd_vae": override}})
 
     if agree:
         models.require_agreement(job, {})
@@ -230,7 +208,7 @@ def test_a_vae_and_none_contradict_each_other(
 
 @pytest.mark.parametrize("value", [{"a": 1}, [], 5])
 def test_a_vae_that_is_no_name_is_refused(value: object) -> None:
-    job = parse({"override_settings": {"sd_vae": value}}, JobSettings()).job
+    job = generation({"override_settings": {"sd_vae": value}})
 
     with pytest.raises(InvalidInputError):
         models.roles(job, None)
@@ -255,10 +233,9 @@ def test_a_model_named_twice_must_be_one_file(volume: Path, threads: ThreadPoolE
     store = cache(volume)
 
     def agree(override: str) -> None:
-        job = parse(
-            {"checkpoint": "one", "override_settings": {"sd_model_checkpoint": override}},
-            JobSettings(),
-        ).job
+        job = generation(
+            {"checkpoint": "one", "override_settings": {"sd_model_checkpoint": override}}
+        )
         found = models.ensure_all(
             store.ensure, models.roles(job, None), threads, cancelled=Event(), report=print
         )

@@ -41,3 +41,13 @@ def test_a_runsync_job_may_be_larger() -> None:
 def test_what_json_cannot_say_is_an_error_not_a_loss(value: object) -> None:
     with pytest.raises(BackendFailedError):
         require_fitting({"images": [], "parameters": {"x": value}}, "job-1", LIMITS)
+
+
+@pytest.mark.parametrize("value", [None, "text", 5, [], [{"name": "Euler"}], {"image": "é"}])
+def test_every_answer_of_a1111_is_measured_as_it_is_sent(value: Any) -> None:
+    assert size_bytes(value) == len(json.dumps({"output": value}, ensure_ascii=False).encode())
+
+
+def test_a_list_over_the_limit_is_refused() -> None:
+    with pytest.raises(OutputTooLargeError):
+        require_fitting(["x" * 1500], "job-1", LIMITS)

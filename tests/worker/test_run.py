@@ -112,6 +112,24 @@ def test_the_checkpoint_goes_into_every_request_and_stays(world: World) -> None:
     assert world.sent()["override_settings_restore_afterwards"] is False
 
 
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"checkpoint": "nope"}, "checkpoint"),
+        ({"vae": "nope"}, "vae"),
+        ({"loras": ["detail", "nope"]}, "loras[1]"),
+        ({"prompt": "a cat <lora:nope:1>"}, "prompt"),
+    ],
+)
+def test_a_model_that_is_nowhere_is_told_with_the_field_that_names_it(
+    world: World, fields: dict[str, Any], at: str
+) -> None:
+    with pytest.raises(ModelNotFoundError) as refused:
+        world.run(**fields)
+
+    assert refused.value.details["field"] == at
+
+
 def test_two_jobs_on_one_checkpoint_load_it_once(world: World) -> None:
     world.run(checkpoint="a")
     before = world.webui.get("/simulator/journal")["loads"]
@@ -366,7 +384,7 @@ def test_a_file_that_goes_while_the_job_waits_is_an_error_and_spoils_nothing(wor
         except ModelNotFoundError as error:
             errors.append(error)
 
-    with world.runner._gpu:
+    with world.runner.access.turn(Event()):
         thread = Thread(target=late)
         thread.start()
         time.sleep(0.3)  # the job has found its models and waits for its turn

@@ -6,6 +6,7 @@ import pytest
 from model_cache.cache import ModelCache
 from model_cache.models import CachedModel
 from schemas.errors import InvalidInputError, ModelNotFoundError
+from schemas.job import Txt2Img
 from schemas.model_ref import Kind, LoraRef, ModelRef
 from schemas.settings import CacheSettings, JobSettings
 from simulator import models
@@ -39,8 +40,9 @@ class World:
         ref = ModelRef(kind=Kind.LORA, name=name)
         return self.cache.ensure(ref, cancelled=Event()).model
 
-    def tag(self, fields: dict[str, object]) -> Tagged:
+    def tag(self, fields: dict[str, object], misfits: frozenset[str] = frozenset()) -> Tagged:
         job = parse(fields, JobSettings()).job
+        assert isinstance(job, Txt2Img)
         listed: dict[LoraRef, CachedModel] = {
             ref: self.find(ref.name) for ref in job.loras if ref.name is not None
         }
@@ -50,6 +52,7 @@ class World:
             lambda name: lora_by_name(self.cache, self.find, name),
             lambda name: knows_lora(self.cache, name),
             lambda model: self.links.show(model)[0],
+            lambda model, _: model.name not in misfits,
         )
 
 
@@ -141,6 +144,17 @@ def test_two_files_whose_tags_look_alike_stay_two(world: World) -> None:
 def test_one_file_under_two_names_is_refused(world: World) -> None:
     with pytest.raises(InvalidInputError, match="twice"):
         world.tag({"prompt": "x", "loras": ["deep", "sub/deep"]})
+
+
+def test_a_lora_that_does_not_fit_has_no_tag(world: World) -> None:
+    fields = {"enable_hr": True, "denoising_strength": 0.5, "hr_prompt": "<lora:b_alias:2>y"}
+    out = world.tag(
+        {"prompt": "x <lora:deep:1> z <lora:a:1>", "loras": ["b", "a"], **fields},
+        misfits=frozenset({"b", "deep"}),
+    )
+
+    assert out.fields == {"prompt": "x  z <lora:a:1>", "hr_prompt": "<lora:a:1> y"}
+    assert set(out.loras) == {"a"}
 
 
 def test_tags_that_do_nothing_are_warned_about(world: World) -> None:
