@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from model_cache import cache, fetching
+from model_cache import asking, cache, fetching
 from model_cache.cache import ModelCache
 from model_cache.engine.limits import Limits
 from model_cache.hosts.metadata import Asker
@@ -61,7 +61,7 @@ class Pace:
 
         put(fetching, "Limits", SimpleNamespace(of=of))
         put(fetching, "Lease", partial(Lease, ttl_s=self.ttl_s, beat_s=self.ttl_s / 4))
-        put(fetching, "Asker", partial(Asker, waits_s=(self.pause_s, self.pause_s)))
+        put(asking, "Asker", partial(Asker, waits_s=(self.pause_s, self.pause_s)))
         put(uses, "KEEP_S", self.keep_s)
         put(cache, "Registry", partial(Registry, every_s=self.registry_every_s))
 
