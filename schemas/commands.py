@@ -27,7 +27,8 @@ MAX_MODELS = 500
 """That one command fetches."""
 _REPOSITORY = r"^((datasets|spaces)/)?[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*$"
 # Source: git-check-ref-format.
-_REVISION = r"^[^\s\\?*:~^\[\x00-\x1f\x7f]+$"
+# As in git: no two dots after one another, so that a URL keeps its shape.
+_REVISION = r"^\.?[^\s\\?*:~^\[\x00-\x1f\x7f.]+(\.[^\s\\?*:~^\[\x00-\x1f\x7f.]+)*$"
 _MAX_CHARS = 2000
 
 

@@ -242,7 +242,7 @@ def taken(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     places = [(f"alwayson_scripts.{name}.args", _arguments(scripts[name], name)) for name in names]
     if FIELD in fields:
         places.append((FIELD, fields[FIELD]))
-    places = [(at, entries) for at, entries in places if entries]
+    places = [(at, entries) for at, entries in places if entries not in (None, [], {}, "")]
     rest = {name: entry for name, entry in fields.items() if name != FIELD}
     if not places:
         return rest, []

@@ -50,7 +50,7 @@ _NO_MODEL: Mapping[str, list[object]] = {
 }
 _SAMPLERS = ("sampler_name", "sampler_index", "hr_sampler_name")
 _SCHEDULED = re.compile(r"(.+) (karras|exponential)", re.IGNORECASE)
-_WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
+_WEIGHT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
 
 
 class Hires(BaseModel):

@@ -72,7 +72,12 @@ def opened(value: Mapping[str, Any]) -> Envelope | None:
             f"{shown(name)} belongs into `payload`.", field=name[:SHOWN_CHARS] or "input"
         )
     path, _, query = endpoint.strip().partition("?")
-    fields = dict(parse_qsl(query, keep_blank_values=True))
+    pairs = parse_qsl(query, keep_blank_values=True)
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise InvalidInputError(
+            "The query names a field twice.", hint="Send a payload.", field="api.endpoint"
+        )
     return Envelope(method.upper(), path.strip("/"), fields, value.get("payload"))
 
 

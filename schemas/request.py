@@ -61,8 +61,7 @@ def parse(value: object, limits: JobSettings) -> Request:
     if envelope.generation is not None:
         return _generation(_enveloped(envelope), limits)
     if envelope.command is not None:
-        given = envelope.query if envelope.payload is None else envelope.payload
-        payload = _shaped(COMMANDS[envelope.command], given)
+        payload = _shaped(COMMANDS[envelope.command], _with_query(envelope))
         return Request(Command(envelope.command, payload), ())
     route = routed(envelope, limits.extra_routes)
     return Request(Call(route, _asked(route, envelope)), ())
@@ -97,6 +96,10 @@ def _enveloped(envelope: Envelope) -> dict[str, Any]:
     payload = envelope.payload
     if not isinstance(payload, dict):
         raise InvalidInputError("`payload` must be a JSON object.", field="payload")
+    if envelope.query:
+        raise InvalidInputError(
+            f"{envelope.generation} takes a payload, not a query.", field="api.endpoint"
+        )
     if (envelope.generation == "img2img") != convenience.names_image(payload):
         raise InvalidInputError(
             "img2img needs `init_images`, and txt2img takes none.", field="payload.init_images"
@@ -113,7 +116,7 @@ def _asked(route: Route, envelope: Envelope) -> Any:
         return given
     if not isinstance(given, dict | None):
         raise InvalidInputError("`payload` must be a JSON object.", field="payload")
-    given = {**envelope.query, **(given or {})}
+    given = _with_query(envelope) or {}
     if route.is_free:
         return given
     if route.payload is not Options:  # To which a null says something.
@@ -123,6 +126,20 @@ def _asked(route: Route, envelope: Envelope) -> Any:
             raise InvalidInputError(f"{route.path} takes no payload.", field="payload")
         return None
     return _shaped(route.payload, given).model_dump(exclude_unset=True)
+
+
+def _with_query(envelope: Envelope) -> Any:
+    """Return the payload with the fields of the query, none of which may be in both."""
+    given = envelope.payload
+    if not envelope.query or not isinstance(given, dict | None):
+        return given
+    twice = sorted(envelope.query.keys() & (given or {}).keys())
+    if twice:
+        raise InvalidInputError(
+            f"{shown(twice[0])} is in the query and in the payload.",
+            field=twice[0][:SHOWN_CHARS] or "payload",
+        )
+    return {**envelope.query, **(given or {})}
 
 
 def _shaped(shape: type[Shape], payload: Any) -> Shape:

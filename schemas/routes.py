@@ -145,7 +145,7 @@ class FaceSwap(Payload):
     restorer_visibility: Share = 1
     codeformer_weight: Share = 0.5
     restore_first: Int = 1
-    model: Text = "inswapper_128.onnx"
+    model: Annotated[Text, Field(pattern=r"^[^/\\]*$")] = "inswapper_128.onnx"
     gender_source: Int = 0
     gender_target: Int = 0
     save_to_file: Literal[0] = 0
@@ -247,8 +247,12 @@ ROUTES: Sequence[Route] = (
         ("script-info", "a list"),
         ("extensions", "a list"),
     ),
-    *_posts("`null`", "refresh-checkpoints", "refresh-vae", "refresh-embeddings", in_turn=True),
-    *_posts("`null`", "refresh-loras", in_turn=False),
+    # Each empties its list for a moment, that of the LoRAs without A1111's own lock.
+    *_posts(
+        "`null`",
+        *("refresh-checkpoints", "refresh-vae", "refresh-embeddings", "refresh-loras"),
+        in_turn=True,
+    ),
     *_posts("`{}`", "unload-checkpoint", "reload-checkpoint", in_turn=True),
     Route("GET", f"{PREFIX}sd-modules", "a list of VAEs and text encoders", brought_by=FORGE),
     Route("GET", "/controlnet/version", "`version`", brought_by=CONTROLNET),

@@ -58,8 +58,11 @@ class Access:
         self._opening = Lock()
         self._opened: Session | None = None
 
-    def asked(self, cancelled: Event, work: Callable[[Session], T]) -> T:
+    def asked(self, cancelled: Event, work: Callable[[Session], T], *, is_plain: bool = True) -> T:
         """Do what only asks A1111, once more if its process ends meanwhile.
+
+        What is not plain, as a caller's own words are in it, is not asked again of the next process
+        where this one stood still at it.
 
         Raises:
             JobCancelledError: `cancelled` was set while A1111 was starting.
@@ -73,8 +76,8 @@ class Access:
                 if error.refresh_worker:
                     raise
                 if not self._is_occupied(error):
-                    self._webui.replace(life, f"it did not answer: {error}", is_broken=True)
-                if is_last:
+                    self._webui.replace(life, f"it did not answer: {error}", is_broken=is_plain)
+                if is_last or (not is_plain and isinstance(error, BackendStalledError)):
                     raise
         raise AssertionError("the last attempt returns or raises")
 

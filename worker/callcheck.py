@@ -4,6 +4,7 @@ A1111 answers 500 to a picture that it cannot read and to an upscaler that it do
 extras_single_unknown_upscaler, png_info_garbage), and 200 where a weight is missing (interrogate_default).
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from threading import Event
 from typing import Any
@@ -12,6 +13,7 @@ from schemas.errors import BackendFailedError, InvalidInputError
 from schemas.routes import PREFIX, Call, Route
 from schemas.settings import Settings
 from worker import images, inputs
+from worker.controlnet import require_scalable
 from worker.helpers import require_extras, require_interrogator
 from worker.session import Session
 
@@ -28,6 +30,10 @@ _PICTURES: Mapping[str, tuple[str, ...]] = {
     "/tagger/v1/interrogate": ("image",),
 }
 _BATCH = "imageList"
+# A1111 searches each run of such characters again from each of them, and stands still meanwhile.
+# Source: A1111 1.10.1, modules/infotext_utils.py, re_param.
+_NO_LABEL = re.compile(r"[^\w\s\-/]")
+_MOST_STEPS = 20_000_000
 
 
 class Checks:
@@ -41,7 +47,9 @@ class Checks:
             f"{PREFIX}extra-single-image": self._extras,
             f"{PREFIX}extra-batch-images": self._extras,
             f"{PREFIX}interrogate": lambda payload, _: require_interrogator(payload, self._links),
-            "/reactor/image": _face_swap,
+            f"{PREFIX}png-info": _readable_text,
+            "/controlnet/detect": self._detection,
+            "/reactor/image": self._face_swap,
         }
 
     def fetched(self, call: Call, cancelled: Event) -> Any:
@@ -84,6 +92,29 @@ class Checks:
                 session.catalog.require_upscaler(field, payload[field])
         require_extras(payload, self._links)
 
+    def _detection(self, payload: Mapping[str, Any], _session: Session) -> None:
+        limit, res = self._settings.job.max_input_pixels, payload.get("controlnet_processor_res", 0)
+        for index, text in enumerate(payload["controlnet_input_images"]):
+            at = f"controlnet_input_images[{index}]"
+            require_scalable(images.size_px(text), res, at, limit)
+
+    def _face_swap(self, payload: Mapping[str, Any], session: Session) -> None:
+        """Refuse names that ReActor would do without. From its source, unverified against a live server."""
+        if payload.get("select_source", 0) == 0 and not payload.get("source_image"):
+            raise InvalidInputError("`source_image` is missing.", field="source_image")
+        if payload.get("upscaler", "None") != "None":
+            session.catalog.require_upscaler("upscaler", payload["upscaler"])
+            width, height = images.size_px(payload["target_image"])
+            scale, limit = payload.get("scale", 1), self._settings.job.max_input_pixels
+            if width * height * scale**2 > limit:
+                raise InvalidInputError(
+                    f"The picture would have {width * scale:.0f} x {height * scale:.0f} pixels; the"
+                    f" limit is {limit}.",
+                    field="scale",
+                )
+        if payload.get("face_restorer", "None") != "None":
+            session.catalog.require_face_restorer("face_restorer", payload["face_restorer"])
+
     def _require_size(self, field: str, picture: str, payload: Mapping[str, Any]) -> None:
         """Refuse what would become larger than an input image may be.
 
@@ -122,14 +153,12 @@ def require_answer(route: Route, answer: Any) -> None:
         )
 
 
-def _face_swap(payload: Mapping[str, Any], session: Session) -> None:
-    """Refuse names that ReActor would do without. From its source, unverified against a live server."""
-    if payload.get("select_source", 0) == 0 and not payload.get("source_image"):
-        raise InvalidInputError("`source_image` is missing.", field="source_image")
-    if payload.get("upscaler", "None") != "None":
-        session.catalog.require_upscaler("upscaler", payload["upscaler"])
-    if payload.get("face_restorer", "None") != "None":
-        session.catalog.require_face_restorer("face_restorer", payload["face_restorer"])
+def _readable_text(payload: Mapping[str, Any], _session: Session) -> None:
+    for text in images.texts(payload["image"]):
+        if sum(len(run) ** 2 for run in _NO_LABEL.split(text)) > _MOST_STEPS:
+            raise InvalidInputError(
+                "The picture's text has a line that A1111 cannot read in time.", field="image"
+            )
 
 
 def pictures_in(route: Route, payload: Any) -> Iterator[tuple[str, str]]:

@@ -86,7 +86,9 @@ class Calls:
             self._preparation.look_again()
         if not route.in_turn:
             return self._access.asked(
-                caller.cancelled, lambda session: self._read(route, payload, session)
+                caller.cancelled,
+                lambda session: self._read(route, payload, session),
+                is_plain=not payload,
             )
         with self._access.turn(caller.cancelled):
             return self._access.again(lambda: self._occupy(route, payload, caller))

@@ -306,7 +306,9 @@ def _input(unit: ControlNetUnit, module: str, job: Generation, max_pixels: int) 
         )
     if len(unit.pictures) > 1 and not module.startswith(_SEVERAL_INPUTS):
         raise InvalidInputError(f"The module `{module}` takes one image.", field=f"{unit.at}.image")
-    pictures = [_picture(picture, f"{unit.at}.image", max_pixels) for picture in unit.pictures]
+    # With `pixel_perfect` the extension takes the picture's own size.
+    res = max(job.width, job.height) if unit.pixel_perfect else unit.processor_res
+    pictures = [_picture(picture, f"{unit.at}.image", max_pixels, res) for picture in unit.pictures]
     found: dict[str, Any] = {"image": pictures} if len(pictures) > 1 else dict(*pictures)
     if unit.effective_region_mask is not None:
         at = f"{unit.at}.effective_region_mask"
@@ -316,8 +318,9 @@ def _input(unit: ControlNetUnit, module: str, job: Generation, max_pixels: int) 
     return found
 
 
-def _picture(picture: UnitPicture, at: str, max_pixels: int) -> dict[str, str]:
+def _picture(picture: UnitPicture, at: str, max_pixels: int, res: int) -> dict[str, str]:
     image, size = _three_channels(picture.image, at, max_pixels)
+    require_scalable(size, res, at, max_pixels)
     if not picture.mask:
         return {"image": image}
     mask, mask_size = _three_channels(picture.mask, f"{at}.mask", max_pixels)
@@ -328,6 +331,23 @@ def _picture(picture: UnitPicture, at: str, max_pixels: int) -> dict[str, str]:
             field=f"{at}.mask",
         )
     return {"image": image, "mask": mask}
+
+
+def require_scalable(size: tuple[int, int], res: int, at: str, max_pixels: int) -> None:
+    """Refuse a picture so thin that a preprocessor would make gigabytes of it.
+
+    Its shorter side is scaled to `res` pixels, 512 where that is not above 0.
+    Source: sd-webui-controlnet, annotator/util.py, resize_image.
+
+    Raises:
+        InvalidInputError: it would have more than `max_pixels` pixels.
+    """
+    short = res if res > 0 else 512
+    if short * short * max(size) / max(1, min(size)) > max_pixels:
+        raise InvalidInputError(
+            f"`{at}` is too narrow: scaled to {short} pixels it would have more than {max_pixels}.",
+            field=at,
+        )
 
 
 def _three_channels(text: str, at: str, max_pixels: int) -> tuple[str, tuple[int, int]]:

@@ -33,6 +33,7 @@ SINGLE_FIELDS = ("mask", "latent_mask", "firstpass_image")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
+_EXIF = 0x8769  # where the comment is; Exif 2.3, 4.6.3
 _PREVIEW_SIDE_PX = 256
 _PREVIEW_QUALITY = 60
 
@@ -108,6 +109,24 @@ def size_px(picture: str) -> tuple[int, int]:
     """Return width and height of a picture that `image` returned."""
     with Image.open(io.BytesIO(base64.b64decode(picture)), formats=FORMATS) as opened:
         return opened.size
+
+
+def texts(text: str) -> list[str]:
+    """Return every text that a picture of ours, as base64, carries: chunks, comments, EXIF."""
+    found: list[str] = []
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS) as picture:
+            picture.load()
+            exif = picture.getexif()
+            held = [*picture.info.values(), *exif.values(), *exif.get_ifd(_EXIF).values()]
+    except BROKEN:
+        return found
+    for value in held:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, bytes):
+            found += [value.decode(code, "ignore") for code in ("utf-8", "utf-16-be", "utf-16-le")]
+    return found
 
 
 def small_jpeg(text: str | None) -> str | None:

@@ -93,11 +93,13 @@ class Prepared:
         Raises:
             ModelNotFoundError: one is gone.
         """
+        fields = {ensured.model.path: field for field, ensured in self.found.items()}
         for model in self.models:
             if not model.path.is_file():
                 raise ModelNotFoundError(
                     f"The {model.kind} `{model.name}` was deleted while the job waited.",
                     hint="Send the job again.",
+                    field=fields.get(model.path, "prompt"),
                 )
 
 

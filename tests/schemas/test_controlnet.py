@@ -269,3 +269,9 @@ def test_images_are_found_and_replaced_by_their_paths() -> None:
     assert images(replaced) == {at: text.upper() for at, text in found.items()}
     assert replaced[2] == units[2]
     assert [one.at for one in replaced] == [one.at for one in units]
+
+
+@pytest.mark.parametrize("args", [False, 0, True, "text"])
+def test_arguments_that_are_no_list_are_refused(args: object) -> None:
+    with pytest.raises(InvalidInputError, match="must be a list"):
+        parse({"alwayson_scripts": {"controlnet": {"args": args}}}, JobSettings())

@@ -1,5 +1,6 @@
 """What callers of other systems write, and the request that it becomes."""
 
+import time
 from typing import Any
 
 import pytest
@@ -262,3 +263,11 @@ def test_whatever_these_fields_hold_there_is_a_job_or_a_typed_error(value: dict[
     except InvalidInputError as error:
         job = error.details["field"]
     assert isinstance(job, Txt2Img | Img2Img) or job
+
+
+def test_a_weight_of_many_digits_is_read_in_a_moment() -> None:
+    start = time.process_time()
+
+    refused(prompt="x", loras=["a:" + "1" * 100_000 + "x"])
+
+    assert time.process_time() - start < 1

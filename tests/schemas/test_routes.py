@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.commands import Command
 from schemas.errors import InvalidInputError
 from schemas.request import parse
 from schemas.routes import OPTIONS, PREFIX, REFUSED, ROUTES, Call, ExtraSingleImage, Route
@@ -244,3 +245,41 @@ def test_whatever_an_envelope_holds_is_a_call_or_a_refusal_with_its_field(
         fields = [error.details["field"]]
 
     assert all(fields)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "payload", "field"),
+    [
+        ("/v1/prune?dry_run=true", {"dry_run": False}, "dry_run"),
+        ("/v1/compatibility?lora=a&lora=b", None, "api.endpoint"),
+        ("txt2img?steps=5", {"prompt": "x"}, "api.endpoint"),
+    ],
+)
+def test_a_query_is_refused_where_it_would_be_dropped(
+    endpoint: str, payload: Any, field: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        parse({"api": {"method": "POST", "endpoint": endpoint}, "payload": payload}, JobSettings())
+
+    assert caught.value.details["field"] == field
+
+
+def test_a_query_beside_a_payload_counts() -> None:
+    envelope = {"api": {"method": "POST", "endpoint": "/v1/prune?dry_run=true"}}
+
+    job = parse({**envelope, "payload": {"to_gb": 1}}, JobSettings()).job
+
+    assert isinstance(job, Command)
+    assert job.payload.model_dump() == {"to_gb": 1.0, "dry_run": True}
+
+
+def test_what_looks_at_lists_that_empty_themselves_has_them_to_itself() -> None:
+    in_turn = {route.path.rpartition("/")[2] for route in ROUTES if route.in_turn}
+
+    assert {"refresh-loras", "refresh-checkpoints", "model_list"} <= in_turn
+
+
+def test_reactors_model_is_no_path() -> None:
+    error = refused("reactor/image", {"target_image": "x", "model": "/etc/passwd"}, method="POST")
+
+    assert error.details["field"] == "model"

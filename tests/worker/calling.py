@@ -25,9 +25,9 @@ def ignore(progress: dict[str, Any]) -> None:
     del progress
 
 
-def picture(side: int = 64, **saved: Any) -> str:
+def picture(side: int = 64, height: int | None = None, **saved: Any) -> str:
     buffer = io.BytesIO()
-    Image.new("RGB", (side, side), "teal").save(buffer, "PNG", **saved)
+    Image.new("RGB", (side, height or side), "teal").save(buffer, "PNG", **saved)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from schemas.errors import (
     BackendFailedError,
@@ -112,6 +113,12 @@ def test_a_picture_may_be_a_url(world: World, tmp_path: Path) -> None:
     assert answer["info"] == ""
 
 
+def with_text(text: str) -> str:
+    chunks = PngInfo()
+    chunks.add_text("parameters", text, zip=True)
+    return picture(pnginfo=chunks)
+
+
 @pytest.mark.parametrize(
     ("endpoint", "payload", "field"),
     [
@@ -152,6 +159,15 @@ def test_a_picture_may_be_a_url(world: World, tmp_path: Path) -> None:
             id="too large to fit a size",
         ),
         pytest.param("interrogate", {"image": picture(), "model": "nope"}, "input", id="unknown"),
+        pytest.param(
+            "png-info", {"image": with_text("a" * 50_000)}, "image", id="a text that never ends"
+        ),
+        pytest.param(
+            "controlnet/detect",
+            {"controlnet_input_images": [picture(8, 20_000)]},
+            "controlnet_input_images[0]",
+            id="a thread",
+        ),
     ],
 )
 def test_what_a1111_would_fail_at_is_an_error_of_the_request(
@@ -284,6 +300,12 @@ def test_a_call_that_waits_can_be_cancelled(world: World) -> None:
         assert isinstance(waiting.exception(), JobCancelledError)
         assert not running_job.done()
         assert running_job.result()["images"]
+
+
+def test_a_long_infotext_is_read_all_the_same(world: World) -> None:
+    text = ", ".join(["a lighthouse, 50 mm, (dusk:1.2)"] * 500) + "\nSteps: 20, Seed: 1"
+
+    assert world.post("png-info", image=with_text(text))["info"] == text
 
 
 def test_a_failed_call_is_typed_and_the_next_works(world: World) -> None:
