@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from schemas.model_ref import Kind
+from schemas.output import LADDER, Delivery, Ladder, PictureFormat, Prefix, Quality
 
 PREFIX = "A1111_"
 _QUERY = re.compile(r"(\w+://[^\s?;]+)\?[^\s;]*")
@@ -286,6 +287,30 @@ class OutputSettings(Section):
     )
     max_runsync_bytes: int = Field(
         20_000_000, gt=0, description="Largest result of a /runsync job that RunPod carries."
+    )
+    format: PictureFormat = Field(
+        "png",
+        description="Format of the pictures of a request that names none: `png`, `jpeg`, `webp` or "
+        "`avif`.",
+    )
+    quality: Quality = Field(
+        80, description="Quality of lossy formats, 1 to 100, where a request gives none."
+    )
+    delivery: Delivery = Field(
+        "auto",
+        description="How pictures leave where a request does not say: `base64`, `url`, `volume`, or "
+        "`auto`: base64 if it fits, else by the ladder.",
+    )
+    ladder: Annotated[Ladder, CommaList] = Field(
+        LADDER,
+        description="What is tried, in this order, with pictures too large for the answer, "
+        "separated by commas.",
+    )
+    min_quality: Quality = Field(
+        40, description="Lowest quality to which the step `lossy` of the ladder goes."
+    )
+    folder: Prefix = Field(
+        "outputs", description="Folder on the volume for pictures that are left there."
     )
 
 

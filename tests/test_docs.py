@@ -46,6 +46,8 @@ def settings_rows() -> list[str]:
             default = info.default
             if default is None or default in {"", ()}:
                 default = "-"
+            elif isinstance(default, tuple):
+                default = ",".join(default)
             elif isinstance(default, bool):
                 default = str(default).lower()
             rows.append(
