@@ -51,8 +51,8 @@ def plan(
     """Return what to fetch of a repository.
 
     Raises:
-        InvalidInputError: the folder is in no folder of models, nor above one, or there can be no such
-            repository.
+        InvalidInputError: the folder is in no folder of models, nor above one, no file fits the
+            patterns, or there can be no such repository.
         WorkerError: the Hub does not show it; see `huggingface.listed`.
     """
     target = asked.read(settings.volume, repository.folder, "sync_path")
@@ -62,10 +62,17 @@ def plan(
         raise AssertionError("hf: is always about the Hub")
     with asking(settings, tokens, errand, reference.key) as asker:
         paths, commit = huggingface.listed(reference, asker)
+    meant = [path for path in paths if _fits(path, repository.patterns)]
+    if repository.patterns is not None and not meant:
+        raise InvalidInputError(
+            f"`allow_patterns` fit none of the {len(paths)} files of {repository.name}.",
+            hint="They are compared with whole paths, as in `loras/*`; upper and lower case differ.",
+            field="allow_patterns",
+        )
     wanted: dict[str, ModelRef] = {}
     skipped: dict[str, str] = {}
-    for path in paths:
-        if not path.endswith(SUFFIXES) or not _fits(path, repository.patterns):
+    for path in meant:
+        if not path.endswith(SUFFIXES):
             continue
         try:
             wanted[path] = _meant(path, repository, target, settings)

@@ -6,11 +6,13 @@
 docs/commands.md shows a request and an answer of each.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -30,6 +32,18 @@ _REPOSITORY = r"^((datasets|spaces)/)?[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*$"
 # As in git: no two dots after one another, so that a URL keeps its shape.
 _REVISION = r"^\.?[^\s\\?*:~^\[\x00-\x1f\x7f.]+(\.[^\s\\?*:~^\[\x00-\x1f\x7f.]+)*$"
 _MAX_CHARS = 2000
+
+
+def _repository(text: str) -> str:
+    if re.fullmatch(_REPOSITORY, text) is None:
+        raise ValueError("must be `org/name`, after `datasets/` or `spaces/` for those")
+    return text
+
+
+def _revision(text: str) -> str:
+    if re.fullmatch(_REVISION, text) is None:
+        raise ValueError("must be a branch, a tag or a commit, as git allows them")
+    return text
 
 
 def _refusal(field: str, said: str) -> InvalidInputError:
@@ -108,15 +122,19 @@ class Download(Fetching):
 class Sync(Fetching):
     """The models of a Hugging Face repository."""
 
-    repo_id: str = Field(pattern=_REPOSITORY, max_length=200, description="`org/name`.")
+    repo_id: Annotated[str, Field(max_length=200), AfterValidator(_repository)] = Field(
+        description="`org/name`.", json_schema_extra={"pattern": _REPOSITORY}
+    )
     sync_path: str = Field(
         max_length=_MAX_CHARS,
         description="The folder below which its folders are meant to lie, as in "
         "`/runpod-volume/models`: folder by folder that tells the kinds.",
     )
     hf_token: SecretStr | None = Field(None, description="The same as `tokens.huggingface`.")
-    revision: str = Field(
-        "main", pattern=_REVISION, max_length=200, description="A branch, a tag or a commit."
+    revision: Annotated[str, Field(max_length=200), AfterValidator(_revision)] = Field(
+        "main",
+        description="A branch, a tag or a commit.",
+        json_schema_extra={"pattern": _REVISION},
     )
     allow_patterns: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
         None,
@@ -154,7 +172,9 @@ class Wanted(ModelRef):
 
 def _of_line(value: Any) -> Any:
     """Accept a line of a list of models, as in `lora hf:org/repo/x.safetensors name=x`."""
-    if not isinstance(value, str):
+    if not isinstance(value, str | dict):
+        raise ValueError("must be an object, or a line `KIND REFERENCE`")  # noqa: TRY004 - pydantic's
+    if isinstance(value, dict):
         return value
     try:
         refs = model_list.parse(value)
@@ -173,10 +193,20 @@ class Prefetch(Fetching):
     ] = Field(min_length=1, max_length=MAX_MODELS)
 
 
+def _kind_or_all(value: Any) -> Any:
+    """Refuse what is neither in words of our own: pydantic's would name two fields, and none of ours."""
+    if value not in (*Kind, "all"):
+        raise ValueError(f"must be `all`, or one of {', '.join(Kind)}")
+    return value
+
+
 class Models(Payload):
     """Models to list."""
 
-    kind: Kind | Literal["all"] = Kind.CHECKPOINT
+    kind: Annotated[
+        Kind | Literal["all"],
+        BeforeValidator(_kind_or_all, json_schema_input_type=Kind | Literal["all"]),
+    ] = Kind.CHECKPOINT
 
 
 class Verify(Payload):

@@ -29,6 +29,10 @@ FIELD = "controlnet_args"
 SCRIPT = "controlnet"
 NONE = "none"
 _MAX_SHOWN = 10
+_IMAGE = (
+    'an image is base64, a data URI or an https URL; with its mask {"image", "mask"} or [image, mask];'
+    ' several images are written as [{"image": "…"}, …]'
+)
 
 ControlMode = Literal["Balanced", "My prompt is more important", "ControlNet is more important"]
 ResizeMode = Literal["Just Resize", "Crop and Resize", "Resize and Fill"]
@@ -111,12 +115,14 @@ def _pictures(value: object) -> object:
     if isinstance(value, str):
         return [{"image": value}] if value else []
     if isinstance(value, dict):
-        return [value]
-    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-        if len(value) > 2:
-            raise ValueError('several images are written as [{"image": "…"}, …]')
-        return [dict(zip(("image", "mask"), value, strict=False))]
-    return value
+        return [value] if any(value.values()) else []
+    if not isinstance(value, list | tuple):
+        raise ValueError(_IMAGE)  # noqa: TRY004 - what pydantic takes for the caller's mistake
+    if all(isinstance(one, dict | UnitPicture) for one in value):
+        return value
+    if len(value) > 2 or not all(isinstance(one, str | None) for one in value) or not value[0]:
+        raise ValueError(_IMAGE)
+    return [dict(zip(("image", "mask"), value, strict=False))]
 
 
 Pictures = Annotated[
@@ -244,21 +250,23 @@ def taken(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         places.append((FIELD, fields[FIELD]))
     places = [(at, entries) for at, entries in places if entries not in (None, [], {}, "")]
     rest = {name: entry for name, entry in fields.items() if name != FIELD}
+    if names:  # Also without units: A1111 asks for the number of arguments, and fails at `null`.
+        others = {name: entry for name, entry in scripts.items() if name not in names}
+        rest["alwayson_scripts"] = others
     if not places:
         return rest, []
     if len(places) > 1:
         raise InvalidInputError(
             f"`{places[0][0]}` and `{places[1][0]}` are both given.", field=places[1][0]
         )
-    if names:
-        others = {name: entry for name, entry in scripts.items() if name not in names}
-        rest["alwayson_scripts"] = others
     warnings: list[str] = []
     rest[FIELD] = _units(*places[0], warnings)
     return rest, warnings
 
 
 def _arguments(script: object, name: str) -> object:
+    if script is None:
+        return None
     if isinstance(script, dict):
         return script.get("args")
     field = f"alwayson_scripts.{name}"

@@ -52,6 +52,12 @@ def opened(value: Mapping[str, Any]) -> Envelope | None:
     """
     api = value.get("api")
     if api is None:
+        if isinstance(value.get("payload"), dict):
+            raise InvalidInputError(
+                "`payload` needs `api` beside it.",
+                hint="Without `api`, the fields of a request stand in `input` itself.",
+                field="api",
+            )
         return None
     endpoint = api.get("endpoint") if isinstance(api, dict) else None
     if not isinstance(endpoint, str) or not endpoint.strip(" /"):

@@ -203,6 +203,8 @@ def as_fields(value: Any, kind: Kind) -> Any:
         if kind is Kind.LORA and "weight" in fields and "scale" not in fields:
             fields["scale"] = fields.pop("weight")
         return {**fields, "kind": kind}
+    if not isinstance(value, ModelRef):
+        raise ValueError('a model is a name, a URL, or {"name", "url", "hash"}')  # noqa: TRY004 - pydantic's way
     return value
 
 
@@ -217,3 +219,5 @@ def parse_ref(value: Any, kind: Kind, field: str) -> ModelRef:
     except ValidationError as error:
         message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise InvalidInputError(f"`{field}`: {message}.", field=field) from None
+    except ValueError as error:
+        raise InvalidInputError(f"`{field}`: {error}.", field=field) from None

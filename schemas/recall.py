@@ -22,6 +22,7 @@ from schemas.model_ref import Kind, Recalled, RecalledLora
 
 _TITLE = re.compile(r"(?P<name>.*?) ?\[(?P<hash>[0-9a-fA-F]{8,64})\]")
 _LORA_TAG = re.compile(r"<(?:lora|lyco):([^:>]+)")
+_VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?!\d)", re.ASCII)
 _NO_FILES = frozenset({"None", "Automatic", "Use same checkpoint"})
 # Of a file's SHA-256 or of a LoRA's weights; early versions wrote 8 digits of another hash.
 _HASH = re.compile(r"[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}")
@@ -38,7 +39,7 @@ def models(said: Mapping[str, str]) -> dict[str, Any]:
     # It does not tell of what its hashes are.
     if said.get("Version", "").startswith("DiffusionAPI"):
         said = {**said, "Model hash": "", "VAE hash": ""}
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"vae": "None"} if _had_no_vae(said) else {}
     for field, kind, name, digest in (
         ("checkpoint", Kind.CHECKPOINT, said.get("Model", ""), said.get("Model hash", "")),
         ("vae", Kind.VAE, said.get("VAE", ""), said.get("VAE hash", "")),
@@ -50,6 +51,16 @@ def models(said: Mapping[str, str]) -> dict[str, Any]:
         elif name or digest:
             fields[field] = _recalled(kind, name, digest)
     return fields
+
+
+def _had_no_vae(said: Mapping[str, str]) -> bool:
+    """Return whether the picture was made with the VAE within its checkpoint.
+
+    Source: A1111's changes, 1.6.0: from then on an infotext names the VAE if there is another.
+    """
+    version = _VERSION.match(said.get("Version", ""))
+    is_told = version is not None and (int(version[1]), int(version[2])) >= (1, 6)
+    return is_told and "Model" in said and not said.get("VAE") and not said.get("VAE hash")
 
 
 def loras(said: Mapping[str, str], prompts: str) -> list[RecalledLora]:

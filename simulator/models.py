@@ -185,9 +185,14 @@ def write_loha(
     return _write(path, tensors, seed=seed, metadata=metadata)
 
 
-def write_vae(path: Path, *, seed: str) -> str:
-    """Write a VAE and return its sha256."""
-    return _write(path, VAE, seed=seed)
+def write_vae(path: Path, *, seed: str, channels: int = 4) -> str:
+    """Write a VAE and return its sha256; those of SD3 and FLUX have 16 channels."""
+    tensors = VAE | {
+        "decoder.conv_in.weight": (512, channels, 3, 3),
+        "quant_conv.weight": (2 * channels, 2 * channels, 1, 1),
+        "post_quant_conv.weight": (channels, channels, 1, 1),
+    }
+    return _write(path, tensors, seed=seed)
 
 
 def write_embedding(path: Path, *, seed: str, base: str = "sd1") -> str:

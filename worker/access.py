@@ -3,24 +3,23 @@
 Knows nothing of what is asked. Safe to use from several threads.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import Event, Lock, get_ident
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from threading import Event, Lock
 from typing import TypeVar
 
 from schemas.errors import (
     BackendCrashedError,
     BackendNotReadyError,
     BackendStalledError,
-    JobCancelledError,
     WorkerError,
 )
 from worker.client import WebuiClient
+from worker.line import Line
 from worker.links import LinkFolder
 from worker.session import Session
 from worker.webui import Webui
 
-WAIT_S = 0.2
 T = TypeVar("T")
 
 
@@ -52,9 +51,8 @@ class Access:
         self._max_rss_bytes = max_rss_bytes
         self._max_switches = max_switches
         self._on_opened = on_opened
-        self._gpu = Lock()
-        self._holder: int | None = None
-        """The thread whose turn it is."""
+        self.line = Line()
+        """Of those who want its one place."""
         self._opening = Lock()
         self._opened: Session | None = None
 
@@ -81,22 +79,21 @@ class Access:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    @contextmanager
-    def turn(self, cancelled: Event) -> Iterator[None]:
+    def turn(self, cancelled: Event) -> AbstractContextManager[None]:
         """Wait for the one place of what occupies A1111, and keep it for the lines inside.
 
         Raises:
             JobCancelledError: `cancelled` was set meanwhile.
         """
-        while not self._gpu.acquire(timeout=WAIT_S):
-            _stop_if(cancelled)
-        try:
-            self._holder = get_ident()
-            _stop_if(cancelled)
-            yield
-        finally:
-            self._holder = None
-            self._gpu.release()
+        return self.line.turn(cancelled)
+
+    def when_idle(self, work: Callable[[], None]) -> None:
+        """Do `work` as in a `turn` if nothing occupies A1111 now; else leave it.
+
+        Raises:
+            WorkerError: what `work` raised.
+        """
+        self.line.when_free(work)
 
     def again(self, work: Callable[[], T]) -> T:
         """Do `work` once more if A1111's process had ended a moment before it was asked.
@@ -140,8 +137,7 @@ class Access:
 
     def _is_occupied(self, error: WorkerError) -> bool:
         """Tell whether A1111 was silent because it works for another job, which watches it itself."""
-        busy_for_another = self._holder not in {None, get_ident()}
-        return isinstance(error, BackendStalledError) and busy_for_another
+        return isinstance(error, BackendStalledError) and self.line.is_anothers()
 
     def _session(self, cancelled: Event) -> Session:
         life = self._webui.ready(cancelled)
@@ -150,8 +146,3 @@ class Access:
                 self._opened = Session(self._client, self._links, life)
                 self._on_opened()
             return self._opened
-
-
-def _stop_if(cancelled: Event) -> None:
-    if cancelled.is_set():
-        raise JobCancelledError("The job was cancelled before A1111 was asked.")

@@ -5,21 +5,26 @@ extras_single_unknown_upscaler, png_info_garbage), and 200 where a weight is mis
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Event
 from typing import Any
 
+from schemas.controlnet import NONE
 from schemas.errors import BackendFailedError, InvalidInputError
 from schemas.routes import PREFIX, Call, Route
 from schemas.settings import Settings
 from worker import images, inputs
-from worker.controlnet import require_scalable
+from worker.controlnet import require_scalable, three_channels
 from worker.helpers import require_extras, require_interrogator
 from worker.session import Session
 
 # What A1111 puts at the end of a caption that it could not make.
 # Source: A1111 1.10.1, modules/interrogate.py, InterrogateModels.interrogate.
 _NO_CAPTION = "<error>"
+# Source: sd-webui-controlnet v1.1.455, scripts/api.py, detect.
+_NOT_DETECTED = frozenset(
+    {"clip_vision", "revision_clipvision", "revision_ignore_prompt", "ip-adapter-auto"}
+)
 # The fields of a route's payload that hold pictures: one each, or a list.
 _PICTURES: Mapping[str, tuple[str, ...]] = {
     f"{PREFIX}extra-single-image": ("image",),
@@ -34,6 +39,8 @@ _BATCH = "imageList"
 # Source: A1111 1.10.1, modules/infotext_utils.py, re_param.
 _NO_LABEL = re.compile(r"[^\w\s\-/]")
 _MOST_STEPS = 20_000_000
+_Check = Callable[[Mapping[str, Any], Session], Mapping[str, Any] | None]
+"""Returns the fields of the payload that change, if any do."""
 
 
 class Checks:
@@ -43,7 +50,7 @@ class Checks:
         """Take limits, hosts and the folder of links from `settings`."""
         self._settings = settings
         self._links = settings.webui.links
-        self._table: Mapping[str, Callable[[Mapping[str, Any], Session], None]] = {
+        self._table: Mapping[str, _Check] = {
             f"{PREFIX}extra-single-image": self._extras,
             f"{PREFIX}extra-batch-images": self._extras,
             f"{PREFIX}interrogate": lambda payload, _: require_interrogator(payload, self._links),
@@ -79,8 +86,8 @@ class Checks:
         clean = {field: images.image(text, field, limit) for field, text in given.items()}
         whole = _with(route, payload, clean) if clean else payload
         check = None if route.is_free else self._table.get(route.path)
-        if check is not None:
-            check(whole, session)
+        if check is not None and (changes := check(whole, session)):
+            whole = {**whole, **changes}
         if route.path.startswith(f"{PREFIX}extra-"):
             for field, picture in clean.items():
                 self._require_size(field, picture, payload)
@@ -92,11 +99,29 @@ class Checks:
                 session.catalog.require_upscaler(field, payload[field])
         require_extras(payload, self._links)
 
-    def _detection(self, payload: Mapping[str, Any], _session: Session) -> None:
-        limit, res = self._settings.job.max_input_pixels, payload.get("controlnet_processor_res", 0)
-        for index, text in enumerate(payload["controlnet_input_images"]):
-            at = f"controlnet_input_images[{index}]"
-            require_scalable(images.size_px(text), res, at, limit)
+    def _detection(self, payload: Mapping[str, Any], session: Session) -> dict[str, Any]:
+        """Return the fields as the extension works with them: a module of its own, plain pictures.
+
+        Source: sd-webui-controlnet v1.1.455, scripts/api.py, detect; recorded: cn_detect_unsupported,
+        cn_detect_module_case, cn_detect_unknown_module.
+        """
+        field, limit = "controlnet_module", self._settings.job.max_input_pixels
+        name = session.controlnet.module(payload.get(field, NONE), field)["name"]
+        if name in _NOT_DETECTED:
+            raise InvalidInputError(f"The module `{name}` makes no map.", field=field)
+        changes: dict[str, Any] = {field: name}
+        sizes = {}
+        for key in ("controlnet_input_images", "controlnet_masks"):
+            plain = [
+                three_channels(text, f"{key}[{index}]", limit)
+                for index, text in enumerate(payload.get(key, ()))
+            ]
+            changes[key], sizes[key] = [text for text, _ in plain], [size for _, size in plain]
+        res = payload.get("controlnet_processor_res", 0)
+        for index, size in enumerate(sizes["controlnet_input_images"]):
+            require_scalable(size, res, f"controlnet_input_images[{index}]", limit)
+        _require_masks(name, sizes["controlnet_input_images"], sizes["controlnet_masks"])
+        return changes
 
     def _face_swap(self, payload: Mapping[str, Any], session: Session) -> None:
         """Refuse names that ReActor would do without. From its source, unverified against a live server."""
@@ -135,6 +160,27 @@ class Checks:
                 f" limit is {limit}.",
                 hint="Ask for less upscaling.",
                 field="upscaling_resize",
+            )
+
+
+def _require_masks(
+    module: str, pictures: Sequence[tuple[int, int]], masks: Sequence[tuple[int, int]]
+) -> None:
+    """Refuse masks, given as sizes, that do not go with their pictures."""
+    field = "controlnet_masks"
+    if "inpaint" in module and len(masks) != len(pictures):
+        raise InvalidInputError(
+            f"The module `{module}` needs a mask for each picture: {len(pictures)}, not"
+            f" {len(masks)}.",
+            field=field,
+        )
+    for index, (size, mask) in enumerate(zip(pictures, masks, strict=False)):
+        if size != mask:
+            raise InvalidInputError(
+                f"`{field}[{index}]` has {mask[0]} x {mask[1]} pixels and its picture {size[0]} x"
+                f" {size[1]}.",
+                hint="Send a mask of the same size.",
+                field=f"{field}[{index}]",
             )
 
 

@@ -37,6 +37,10 @@ _NEED_LOADED: Mapping[str, Any] = {
     f"{PREFIX}reload-checkpoint": {},
     f"{PREFIX}refresh-embeddings": None,
 }
+# Options that tell which checkpoint A1111 holds.
+_HELD = (overrides.CHECKPOINT, "sd_checkpoint_hash")
+# Lists that A1111 makes when it is told to. Of LoRAs and embeddings it finds those that it is asked for.
+_LISTED = frozenset({f"{PREFIX}sd-models", f"{PREFIX}sd-vae"})
 _KINDS = {overrides.CHECKPOINT: Kind.CHECKPOINT, overrides.VAE: Kind.VAE}
 
 
@@ -84,7 +88,8 @@ class Calls:
         )
         if route.path.startswith(f"{PREFIX}refresh-"):
             self._preparation.look_again()
-        if not route.in_turn:
+        # The extension's list, as it is, is read as any other.
+        if not route.in_turn or payload == {"update": False}:
             return self._access.asked(
                 caller.cancelled,
                 lambda session: self._read(route, payload, session),
@@ -107,9 +112,16 @@ class Calls:
         """Ask what waits for nothing."""
         if route.method == "POST":
             return self._client.post(route.path, payload, timeout_s=READ_TIMEOUT_S)
+        if route.path in _LISTED:
+            self._access.when_idle(session.refresh)
         query = f"?{urlencode(_as_query(payload))}" if payload else ""
         answer = self._client.get(route.path + query, timeout_s=READ_TIMEOUT_S)
-        return self._defaults.shown(session.shown(answer)) if route.path == OPTIONS else answer
+        if route.path != OPTIONS:
+            return answer
+        # Every job overrides some, and what A1111 restores of them is not all.
+        before = {name: session.originals[name] for name in answer.keys() & session.originals}
+        held = {name: answer[name] for name in _HELD if name in answer}
+        return self._defaults.shown({**answer, **before, **held})
 
     def _occupy(self, route: Route, payload: Any, caller: Caller) -> Any:
         """Ask what waits for A1111's one place, which is ours now."""
@@ -166,12 +178,20 @@ class Calls:
                 )
         given = {name: value for name, value in others.items() if value is not None}
         if given:
-            self._access.asked(
-                caller.cancelled, lambda session: overrides.checked(given, session.originals)
-            )
+            self._require_good(given, caller)
         self._defaults.set(self._found(models, caller), others)
         if payload:
             log.warning(f"A job set {', '.join(payload)}: {THIS_WORKER}")
+
+    def _require_good(self, options: Mapping[str, Any], caller: Caller) -> None:
+        """Refuse a value that an option does not take, under the name that the option has here."""
+        try:
+            self._access.asked(
+                caller.cancelled, lambda session: overrides.checked(options, session.originals)
+            )
+        except InvalidInputError as error:
+            field = str(error.details["field"]).removeprefix("override_settings.")
+            raise InvalidInputError(str(error), hint=error.hint, field=field) from None
 
     def _found(self, models: Mapping[str, Any], caller: Caller) -> dict[str, Model | None]:
         """Return the models that stand in from now on, each of them present."""
@@ -186,7 +206,10 @@ class Calls:
                 refs[name] = parse_ref(value, _KINDS[name], name)
         if refs:
             wanted = [Role(name, ref) for name, ref in refs.items()]
-            for name, ensured in self._preparation.obtain(wanted, caller).items():
+            obtained = self._preparation.obtain(wanted, caller)
+            if not all(ensured.cached for ensured in obtained.values()):
+                self._preparation.look_again()
+            for name, ensured in obtained.items():
                 model = ensured.model
                 file = model.name + model.suffix
                 digest = model.sha256 if name == overrides.CHECKPOINT else None

@@ -38,6 +38,7 @@ _SENT_AS_IS = (
     *("pulid_mode", "union_control_type"),
 )
 _ORIENTATION = 0x0112  # of EXIF
+_NEAR = 3
 _SLIDERS = ("processor_res", "threshold_a", "threshold_b")
 
 # What RandomSeed's page and older versions of the extension call modules.
@@ -115,23 +116,24 @@ class Extension:
         """Return how many units it takes; it drops further ones in silence."""
         return int(self._client.get(f"{ROUTE}/settings")["control_net_unit_count"])
 
-    def module(self, name: str, at: str) -> dict[str, Any]:
+    def module(self, name: str, field: str) -> dict[str, Any]:
         """Return the preprocessor of this name: its `name`, `model_free` and `sliders`.
 
         Raises:
-            InvalidInputError: there is none; near matches in the hint.
+            InvalidInputError: there is none; near matches in the hint, and `field` in the details.
         """
         known = self._known_modules()
         plain = name.strip().lower().replace("-", "_").replace(" ", "_")
         for spelling in (name, name.strip().lower(), plain, _SPELLINGS.get(plain, plain)):
             if spelling in known:
                 return known[spelling]
-        near = difflib.get_close_matches(plain[:80], known, n=3, cutoff=0.5)
+        near = [spelling for spelling in known if plain and plain in spelling][:_NEAR]
+        near = near or difflib.get_close_matches(plain[:80], known, n=_NEAR, cutoff=0.5)
         offered = " or ".join(repr(match) for match in near) or ", ".join(list(known)[:40])
         raise InvalidInputError(
             f"ControlNet knows no module {shown(name)}.",
             hint=f"Did you mean {offered}?" if near else f"There are: {offered}.",
-            field=f"{at}.module",
+            field=field,
         )
 
     def _known_modules(self) -> dict[str, dict[str, Any]]:
@@ -230,7 +232,7 @@ def not_installed(at: str) -> InvalidInputError:
 def _body(
     unit: ControlNetUnit, name: str | None, extension: Extension, warnings: list[str]
 ) -> dict[str, Any]:
-    module = extension.module(_module(unit, name, warnings), unit.at)
+    module = extension.module(_module(unit, name, warnings), f"{unit.at}.module")
     if unit.model is None and not module["model_free"]:
         raise InvalidInputError(
             f"The ControlNet unit `{unit.at}` needs a `model` for the module `{module['name']}`.",
@@ -312,18 +314,18 @@ def _input(unit: ControlNetUnit, module: str, job: Generation, max_pixels: int) 
     found: dict[str, Any] = {"image": pictures} if len(pictures) > 1 else dict(*pictures)
     if unit.effective_region_mask is not None:
         at = f"{unit.at}.effective_region_mask"
-        found["effective_region_mask"], _ = _three_channels(
+        found["effective_region_mask"], _ = three_channels(
             unit.effective_region_mask, at, max_pixels
         )
     return found
 
 
 def _picture(picture: UnitPicture, at: str, max_pixels: int, res: int) -> dict[str, str]:
-    image, size = _three_channels(picture.image, at, max_pixels)
+    image, size = three_channels(picture.image, at, max_pixels)
     require_scalable(size, res, at, max_pixels)
     if not picture.mask:
         return {"image": image}
-    mask, mask_size = _three_channels(picture.mask, f"{at}.mask", max_pixels)
+    mask, mask_size = three_channels(picture.mask, f"{at}.mask", max_pixels)
     if mask_size != size:
         raise InvalidInputError(
             f"`{at}` has {size[0]} x {size[1]} pixels and its mask {mask_size[0]} x {mask_size[1]}.",
@@ -350,11 +352,14 @@ def require_scalable(size: tuple[int, int], res: int, at: str, max_pixels: int) 
         )
 
 
-def _three_channels(text: str, at: str, max_pixels: int) -> tuple[str, tuple[int, int]]:
+def three_channels(text: str, at: str, max_pixels: int) -> tuple[str, tuple[int, int]]:
     """Return an image as base64 and its size (width, height), upright and RGB, whatever it was.
 
     The extension fails at an alpha channel, and takes the colours of a palette for their numbers.
     Source: sd-webui-controlnet v1.1.455, internal_controlnet/args.py, parse_image.
+
+    Raises:
+        InvalidInputError: it is no image, or one of more than `max_pixels`.
     """
     clean = images.image(text, at, max_pixels)
     with Image.open(io.BytesIO(base64.b64decode(clean)), formats=images.FORMATS) as picture:

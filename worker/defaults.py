@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from schemas.job import Generation
-from schemas.model_ref import ModelRef
+from schemas.model_ref import ModelRef, Recalled
 from worker import overrides
 
 J = TypeVar("J", bound=Generation)
@@ -60,7 +60,13 @@ class Defaults:
             self._choice = replace(self._choice, options=kept, **changed)
 
     def applied(self, job: J) -> tuple[J, list[str]]:
-        """Return `job` with what it does not say itself, and what its caller should know of that."""
+        """Return `job` with what it does not say itself, and what its caller should know of that.
+
+        An infotext that names its checkpoint says all: what it says nothing of was not set when its
+        picture was made, so nothing is added to it.
+        """
+        if isinstance(job.checkpoint, Recalled):
+            return job, []
         choice, named = self._choice, job.override_settings
         changes: dict[str, Any] = {}
         told: list[str] = []

@@ -26,6 +26,7 @@ from worker.watch import Report
 
 _FETCHERS = 4
 _MOST_SKIPPED = 100
+_TOKENS = "tokens."
 
 
 class Fetches:
@@ -54,9 +55,11 @@ class Fetches:
         errand = Errand(cancelled, self._allowance(payload))
         found = self._each([role], payload, errand, report)[role.field]
         if isinstance(found, WorkerError):
-            raise _of(found, str(found), field=role.field)
-        told = _row(role, found)
-        if payload.download_path is not None and not told["path"].endswith(payload.download_path):
+            named = str(found.details.get("field", ""))
+            field = named if named.startswith(_TOKENS) else role.field
+            raise _of(found, str(found), field=field)
+        told, path = _row(role, found), payload.download_path
+        if path is not None and not asked.names(self._settings.volume, path, found.model.path):
             told["warnings"].append(f"It is kept as {told['path']}.")
         return {
             "msg": "Download successful",
@@ -89,11 +92,10 @@ class Fetches:
         errand = Errand(cancelled, self._allowance(payload))
         try:
             plan = mirror.plan(repository, self._settings, errand, payload.secrets)
+        except JobCancelledError:
+            raise
         except WorkerError as error:
-            field = error.details.get("field")
-            raise _of(
-                error, str(error), field="sync_path" if field == "sync_path" else "repo_id"
-            ) from error
+            raise _of(error, str(error), field=_field_of_sync(error, payload)) from error
         if len(plan.wanted) > MAX_MODELS:
             raise InvalidInputError(
                 f"{payload.repo_id} holds {len(plan.wanted)} models; a command fetches at most"
@@ -196,6 +198,16 @@ def _row(role: Role, found: Ensured | WorkerError) -> dict[str, Any]:
         "download_s": round(found.download_s, 3),
         "warnings": list(found.warnings),
     }
+
+
+def _field_of_sync(error: WorkerError, payload: Sync) -> str:
+    """Return the field of `payload` that is to blame for a repository that was not seen."""
+    named = str(error.details.get("field", ""))
+    if named.startswith(_TOKENS):
+        return "hf_token" if payload.hf_token is not None else named
+    if "revision" in error.details:
+        return "revision"
+    return named if named in {"sync_path", "allow_patterns"} else "repo_id"
 
 
 def _of(error: WorkerError, message: str, **details: Any) -> WorkerError:

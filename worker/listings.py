@@ -15,6 +15,7 @@ from model_cache.models import CachedModel
 from model_cache.sharing import pins
 from model_cache.turns import Errand
 from schemas.commands import Civitai, Compatibility, Models, Nothing
+from schemas.errors import WorkerError
 from schemas.model_ref import Kind
 from schemas.settings import CacheSettings
 from worker.upkeep import named
@@ -131,7 +132,12 @@ class Listings:
             told = about.of_hash(payload.hash, self._settings, errand, payload.secrets)
         else:
             url = payload.url or payload.air or ""
-            told = about.of_url(url, self._settings, errand, payload.secrets)
+            try:
+                told = about.of_url(url, self._settings, errand, payload.secrets)
+            except WorkerError as error:
+                if error.details.get("field") == "url" and payload.air is not None:
+                    error.details["field"] = "air"
+                raise
         self._cache.look_again()
         about.mark_present(told, self._cache)
         return told

@@ -20,7 +20,7 @@ from schemas.errors import (
     WorkerError,
 )
 from schemas.job import Generation, Txt2Img
-from schemas.model_ref import SUFFIX, Kind, ModelRef, parse_ref
+from schemas.model_ref import SUFFIX, Kind, ModelRef, Recalled, parse_ref
 from worker import overrides
 from worker.watch import Report
 
@@ -78,6 +78,14 @@ def roles(job: Generation, default: ModelRef | None) -> list[Role]:
     return found
 
 
+def _named(error: BaseException, role: Role) -> BaseException:
+    """Return `error` with the field at fault, unless it is said to be the infotext, or a token."""
+    if isinstance(error, WorkerError) and not isinstance(role.ref, Recalled):
+        said = str(error.details.get("field", ""))
+        error.details["field"] = said if said.startswith("tokens.") else role.field
+    return error
+
+
 def ensure_all(
     ensure: Callable[..., T],
     wanted: Sequence[Role],
@@ -123,10 +131,8 @@ def ensure_all(
         raise JobCancelledError("The job was cancelled while its models were fetched.")
     for future, role in futures.items():
         error = None if future.cancelled() else future.exception()
-        if isinstance(error, WorkerError) and not isinstance(error, JobCancelledError):
-            error.details.setdefault("field", role.field)
         if error is not None and not isinstance(error, JobCancelledError):
-            raise error
+            raise _named(error, role)
     return {role.field: future.result() for future, role in futures.items()}
 
 

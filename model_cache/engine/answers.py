@@ -143,7 +143,10 @@ def disposition_name(header: str) -> str:
     names = [value for parameter, value in offered if parameter.lower() == "filename"]
     # A tuple is what `filename*` was read as.
     names.sort(key=lambda name: not isinstance(name, tuple))
-    return collapse_rfc2231_value(names[0]).strip() if names else ""
+    try:
+        return collapse_rfc2231_value(names[0]).strip() if names else ""
+    except ValueError:  # Its encoding is none that there can be.
+        return ""
 
 
 def _refusal(response: requests.Response, download: Download) -> Exception:

@@ -96,6 +96,9 @@ class Aliases:
 
     def _read(self) -> dict[str, Any]:
         """Return what the file says; what it said before if that cannot be told."""
+        if not self._path.is_file():
+            log.warning("%s is no file", self._path)  # A pipe would be waited for.
+            return self._entries
         try:
             with self._path.open("rb") as file:
                 text = file.read(MAX_BYTES + 1)

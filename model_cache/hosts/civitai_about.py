@@ -10,7 +10,7 @@ from typing import Any
 
 from model_cache.hosts import civitai, civitai_files
 from model_cache.hosts.metadata import Asker
-from schemas.errors import ModelNotFoundError
+from schemas.errors import ModelNotFoundError, SourceUnavailableError
 
 _MOST_CHARS = 300
 _MOST_VERSIONS = 50
@@ -29,6 +29,7 @@ def by_reference(reference: civitai.Reference, asker: Asker) -> dict[str, Any]:
     fields = civitai.described(reference, asker)
     if reference.version is not None:
         return _of_version(fields, reference.version)
+    _require_list(fields, "modelVersions")
     return _told(fields, reference.model, civitai.published_versions(fields))
 
 
@@ -50,7 +51,14 @@ def by_hash(digest: str, asker: Asker) -> dict[str, Any]:
     return _of_version(fields, id_)
 
 
+def _require_list(fields: Mapping[str, Any], name: str) -> None:
+    """Raise where an answer is none of Civitai's: else it would be a model without files."""
+    if not isinstance(fields.get(name), list):
+        raise SourceUnavailableError(f"Civitai's answer has no `{name}`.", hint="Try again later.")
+
+
 def _of_version(fields: Mapping[str, Any], id_: int) -> dict[str, Any]:
+    _require_list(fields, "files")
     model, model_id = fields.get("model"), fields.get("modelId")
     about = model if isinstance(model, dict) else {}
     number = model_id if isinstance(model_id, int) else None

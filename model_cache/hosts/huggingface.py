@@ -141,9 +141,14 @@ def listed(reference: Reference, asker: Asker) -> tuple[list[str], str]:
     if reply.status != 200:
         _refuse(reply, reference, authorization)
     entries = reply.fields.get("siblings")
+    if not isinstance(entries, list):
+        # Else a page that says anything at all would be a repository without files.
+        raise SourceUnavailableError(
+            f"{urls.place(url)} did not say which files there are.", hint="Try again later."
+        )
     names = [
         entry["rfilename"]
-        for entry in (entries if isinstance(entries, list) else [])
+        for entry in entries
         if isinstance(entry, dict) and isinstance(entry.get("rfilename"), str)
     ]
     commit = reply.fields.get("sha")
@@ -268,7 +273,10 @@ def _refuse(reply: Reply, reference: Reference, authorization: str) -> NoReturn:
     error: WorkerError
     if code == "RevisionNotFound":
         error = ModelNotFoundError(
-            f"{repo} has no revision {revision}.", hint="Leave it out for `main`.", field="url"
+            f"{repo} has no revision {revision}.",
+            hint="Leave it out for `main`.",
+            field="url",
+            revision=reference.revision,
         )
     elif code == "EntryNotFound":
         error = ModelNotFoundError(

@@ -87,6 +87,26 @@ def file(volume: Path, path: str, field: str) -> tuple[Kind, str | None]:
     return asked.kind, stem_of(asked.folders[-1])
 
 
+def names(volume: Path, path: str, found: Path) -> bool:
+    """Tell whether `path`, of which `file` tells the kind, is where the file `found` lies.
+
+    A folder names every file in it; the suffix of a name does not count.
+
+    Raises:
+        InvalidInputError: the path leads out of the volume.
+    """
+    if not found.is_relative_to(volume):
+        return False
+    *folders, name = found.relative_to(volume).parts
+    parts = _parts(volume, path, "path")
+    places = [parts, (_MODELS, *parts)]
+    return any(
+        place == tuple(folders) or (*place[:-1], stem_of(place[-1])) == (*folders, stem_of(name))
+        for place in places
+        if place
+    )
+
+
 def _parts(volume: Path, path: str, field: str) -> tuple[str, ...]:
     """Return the parts of a path below the volume."""
     if not path.startswith("/"):

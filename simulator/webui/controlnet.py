@@ -42,6 +42,11 @@ _WITHOUT_WEIGHTS = (
     *("reference_only", "reference_adain", "reference_adain+attn", "recolor_luminance"),
     *("recolor_intensity", "blur_gaussian"),
 )
+# Preprocessors that make no picture, and those that look at several.
+# Source: sd-webui-controlnet v1.1.455, scripts/preprocessor, `returns_image`;
+# internal_controlnet/args.py, accepts_multiple_inputs.
+_NO_PICTURE = ("ip-adapter", "revision", "clip_vision", "instant_id_face_embedding")
+_SEVERAL_INPUTS = ("ip-adapter", "instant_id_face_embedding")
 _RESIZE = {"Just Resize": 0, "Crop and Resize": 1, "Resize and Fill": 2}
 
 
@@ -50,7 +55,10 @@ class Control:
     """One unit, applied."""
 
     unit: Unit
-    map: Image.Image
+    maps: tuple[Image.Image, ...]
+    """One for each picture that it looks at."""
+    is_drawn: bool
+    """Whether its preprocessor makes pictures; else each map is what it looked at."""
     decided: str
     """Digest of all of it that the picture depends on."""
 
@@ -111,22 +119,30 @@ class ControlNet:
         if job.enable_hr:
             sizes.insert(0, job.target)
         return [
-            pictures.resize(_RESIZE[control.unit.resize_mode], control.map, *size)
+            pictures.resize(_RESIZE[control.unit.resize_mode], image, *size)
+            if control.is_drawn
+            else image
             for control in controls
             if control.unit.save_detected_map
-            for size in sizes
+            for image in control.maps
+            for size in (sizes if control.is_drawn else sizes[:1])
         ]
 
     def _applied(self, unit: Unit, job: Job) -> Control:
         module = controlnet_units.modules()[unit.module]
         content = "" if module["model_free"] else self._loaded(unit.model)
-        image, mask = self._input(unit, job)
-        if image is None:
+        inputs = self._inputs(unit, job)
+        if not inputs:
             raise WebuiError("ValueError", "controlnet is enabled but no input image is given")
-        drawn = self.detected(module["name"], image, mask)
+        name = module["name"]
+        drawn = [self.detected(name, image, mask) for image, mask in inputs]
         settings = (unit.weight, unit.guidance_start, unit.guidance_end, unit.control_mode)
-        seen = (drawn.size, drawn.tobytes(), _RESIZE[unit.resize_mode])
-        return Control(unit, drawn, draw.digest(module["name"], content, settings, seen))
+        mode = _RESIZE[unit.resize_mode]
+        seen = [part for image in drawn for part in (image.size, image.tobytes())]
+        decided = draw.digest(name, content, settings, (*seen, mode))
+        is_drawn = not name.startswith(_NO_PICTURE)
+        maps = drawn if is_drawn else [image for image, _ in inputs]
+        return Control(unit, tuple(maps), is_drawn, decided)
 
     def _loaded(self, name: str) -> str:
         """Return the digest of the model that a name means, which may be any part of its name."""
@@ -144,18 +160,28 @@ class ControlNet:
         containing = sorted((stem for stem in by_name if name in stem), key=len)
         return by_name[containing[0]] if containing else None
 
-    def _input(self, unit: Unit, job: Job) -> tuple[Image.Image | None, Image.Image | None]:
+    def _inputs(self, unit: Unit, job: Job) -> list[tuple[Image.Image, Image.Image | None]]:
+        """Return the pictures that a unit looks at, each with its mask."""
         image: Any = unit.image
-        mask = unit.mask
-        if isinstance(image, list):
+        if image is None:
+            if not job.init_images:
+                return []
+            return [(job.init_images[0].convert("RGB"), job.mask)]
+        if isinstance(image, list) and image and isinstance(image[0], dict):
+            given = [(entry.get("image"), entry.get("mask")) for entry in image]
+        elif isinstance(image, list):
             if len(image) != 2:
                 raise WebuiError("AssertionError")
-            image, mask = image
+            given = [(image[0], image[1])]
         elif isinstance(image, dict):
-            image, mask = image.get("image"), image.get("mask")
-        if image is None:
-            init = job.init_images[0].convert("RGB") if job.init_images else None
-            return init, job.mask
+            given = [(image.get("image"), image.get("mask"))]
+        else:
+            given = [(image, unit.mask)]
+        if len(given) > 1 and not unit.module.startswith(_SEVERAL_INPUTS):
+            raise WebuiError("AssertionError")
+        return [self._masked(*both) for both in given]
+
+    def _masked(self, image: object, mask: object) -> tuple[Image.Image, Image.Image | None]:
         seen, covered = self.picture(image), self.picture(mask) if mask is not None else None
         if covered is not None and covered.size != seen.size:
             raise WebuiError("ValueError", f"image shape {seen.size} not aligned with mask shape")

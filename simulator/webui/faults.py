@@ -240,13 +240,13 @@ class Faults:
         self.at("booting")
 
     def on_load(self, size: int) -> None:
-        """Pass the loading of a checkpoint of `size` bytes, in the time that is set.
+        """Pass the loading of a checkpoint of `size` bytes, in the time that is set; faults strike after.
 
         Raises:
             WebuiError: see `at`.
         """
-        self.at("loading")
         time.sleep(self.load_s + _seconds(size, self.load_mb_s))
+        self.at("loading")
 
     def on_hash(self, size: int) -> None:
         """Pass the reading of `size` bytes for a hash, in the time that is set."""

@@ -2,9 +2,11 @@
 
 The weights of a new checkpoint go into the model that is there. While that happens, the model is
 taken out of its "hijack" (which is what understands emphasis, embeddings and long prompts); when
-reading the new file fails, it stays out, and until the next load pictures differ.
+reading the new file fails, it stays out, and until the next load pictures differ. So it is with a VAE;
+and of one whose tensors have other shapes, those that fit have been taken over by the time it fails.
 
-Source: A1111 1.10.1, modules/sd_models.py, reload_model_weights and load_model_weights.
+Source: A1111 1.10.1, modules/sd_models.py, reload_model_weights and load_model_weights;
+modules/sd_vae.py, reload_vae_weights and load_vae.
 """
 
 import sys
@@ -53,6 +55,8 @@ class Model:
         self.is_hijacked = True
         self.vae: Path | None = None
         self.vae_content = ""
+        self._autoencoder: dict[str, tuple[int, ...]] = {}
+        """The shapes that a VAE must have, by the names in its file."""
         self.loads = 0
 
     def get(self) -> Checkpoint | None:
@@ -87,26 +91,56 @@ class Model:
                 self._load(wanted, into_options=into_options)
 
     def _load(self, wanted: Checkpoint, *, into_options: bool) -> None:
+        before = self.checkpoint
         self.is_hijacked = False
+        header = self._read(wanted)
+        try:
+            self._apply(wanted, header, into_options=into_options)
+        except WebuiError:
+            self._restore(before, into_options=into_options)
+            raise
+        finally:
+            self.is_hijacked = True
+        self._parts.networks.reset()
+        self._parts.embeddings.reload(self.width, force=True)
+
+    def _read(self, wanted: Checkpoint) -> weights.Header | None:
         self._parts.checkpoints.learn_hash(wanted)
         header = None
         if wanted.path.suffix == ".safetensors":
             header = weights.read_header(wanted.path)
         self._on_load(wanted.path.stat().st_size)
         self.loads += 1
+        return header
+
+    def _apply(
+        self, wanted: Checkpoint, header: weights.Header | None, *, into_options: bool
+    ) -> None:
+        """Take over the weights of a file that was read, and load the VAE that belongs to it."""
+        if into_options:
+            self._parts.options.data["sd_model_checkpoint"] = wanted.title
+            self._parts.options.data["sd_checkpoint_hash"] = wanted.sha256
         self.checkpoint = wanted
         self.content = weights.fingerprint(wanted.path)
         self.width = weights.text_width(header) if header else 0
         self.is_nan = header is not None and weights.has_nan_weights(wanted.path, header)
         self.is_inpainting = header is not None and weights.takes_mask(header)
-        self.is_hijacked = True
-        if into_options:
-            self._parts.options.data["sd_model_checkpoint"] = wanted.title
-            self._parts.options.data["sd_checkpoint_hash"] = wanted.sha256
-        self._parts.networks.reset()
+        self._autoencoder = weights.autoencoder(header) if header else {}
         self.vae, self.vae_content = None, ""
         self._use_vae(self._parts.vaes.of(wanted.path))
-        self._parts.embeddings.reload(self.width, force=True)
+
+    def _restore(self, before: Checkpoint | None, *, into_options: bool) -> None:
+        """Go back to the checkpoint before, whose VAE is chosen by the same options.
+
+        A1111 does so where both are of one architecture. Where they are not, it is left without any
+        checkpoint; that is not followed here.
+
+        Raises:
+            WebuiError: its VAE fails to load, too.
+        """
+        self.checkpoint = None
+        if before is not None:
+            self._apply(before, self._read(before), into_options=into_options)
 
     def reload_vae(self) -> None:
         """Use the VAE that the options select now; an unknown name is none.
@@ -124,15 +158,27 @@ class Model:
     def _use_vae(self, path: Path | None) -> None:
         if path == self.vae:
             return
+        self.is_hijacked = False
         if path is not None:
-            if not path.is_file():
-                raise WebuiError(
-                    "AssertionError", f"VAE specified in settings doesn't exist: {path}"
-                )
-            if path.suffix == ".safetensors":
-                weights.read_header(path)
+            self._require_vae(path)
         self.vae_content = weights.fingerprint(path) if path else ""
         self.vae = path
+        self.is_hijacked = True
+
+    def _require_vae(self, path: Path) -> None:
+        if not path.is_file():
+            raise WebuiError("AssertionError", f"VAE specified in settings doesn't exist: {path}")
+        if path.suffix != ".safetensors":
+            return
+        header, own = weights.read_header(path), self._autoencoder
+        wrong = [
+            (name, header.shape(name), own[name])
+            for name in header.tensors
+            if name in own and header.shape(name) != own[name]
+        ]
+        if wrong:
+            self.vae_content = f"in part {weights.fingerprint(path)}"
+            raise weights.mismatch("AutoencoderKL", wrong)
 
     def vae_hash(self) -> str | None:
         """Return ten digits of the VAE's hash.

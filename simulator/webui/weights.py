@@ -14,7 +14,7 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -124,6 +124,30 @@ def takes_mask(header: Header) -> bool:
     """Return whether a checkpoint is one for inpainting, whose UNet has nine input channels."""
     name = "model.diffusion_model.input_blocks.0.0.weight"
     return name in header.tensors and header.shape(name)[1:2] == (9,)
+
+
+def autoencoder(header: Header) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a checkpoint's own VAE, by the names that a VAE's file has for them."""
+    start = "first_stage_model."
+    own = [name for name in header.tensors if name.startswith(start)]
+    return {name.removeprefix(start): header.shape(name) for name in own}
+
+
+def mismatch(
+    module: str, wrong: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
+) -> WebuiError:
+    """Return the failure of tensors, each with the file's shape and the model's, that do not fit.
+
+    Source: PyTorch, torch/nn/modules/module.py, Module.load_state_dict, which raises after it has copied
+    what fits.
+    """
+    lines = [
+        f"size mismatch for {name}: copying a param with shape torch.Size({list(given)}) from "
+        f"checkpoint, the shape in current model is torch.Size({list(own)})."
+        for name, given, own in wrong
+    ]
+    text = "\n\t".join([f"Error(s) in loading state_dict for {module}:", *lines])
+    return WebuiError("RuntimeError", text)
 
 
 def has_nan_weights(path: Path, header: Header) -> bool:

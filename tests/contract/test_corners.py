@@ -248,6 +248,54 @@ def test_a_vae_that_was_deleted_fails_the_job(webui: Webui, world: Path) -> None
     assert webui.generate()["info"]["sd_vae_name"] is None
 
 
+@pytest.fixture
+def foreign(webui: Webui, world: Path) -> dict[str, Any]:
+    """What asks for a VAE whose shapes are not those of the checkpoints here."""
+    models.write_vae(world / "VAE" / "flux_ae.safetensors", seed="ae", channels=16)
+    webui.post("refresh-vae")
+    return {"override_settings": {"sd_vae": "flux_ae.safetensors"}}
+
+
+def test_a_vae_that_fits_in_part_spoils_pictures_until_another_load(
+    webui: Webui, foreign: dict[str, Any]
+) -> None:
+    webui.post("options", {"sd_vae": "None"})  # Else the override leaks, and is in the way.
+    good = webui.generate()
+    kind, text = error(webui, "txt2img", SMALL | foreign)
+    spoilt = webui.generate()
+
+    assert kind == "RuntimeError"
+    assert "size mismatch for decoder.conv_in.weight: copying a param with shape" in text
+    assert "torch.Size([512, 16, 3, 3]) from checkpoint" in text
+    assert spoilt["info"]["sd_vae_name"] is None
+    assert pixels(spoilt) != pixels(good)
+    webui.generate(override_settings={"sd_model_checkpoint": "beta"})
+    back = webui.generate(override_settings={"sd_model_checkpoint": "alpha"})
+    assert pixels(back) == pixels(good)
+
+
+def test_a_vae_that_fails_with_its_checkpoint_brings_back_the_one_before(
+    webui: Webui, foreign: dict[str, Any], world: Path
+) -> None:
+    good = webui.generate()
+    near = world / "Stable-diffusion" / "below" / "beta.vae.safetensors"
+    models.write_vae(near, seed="near", channels=16)
+    webui.post("refresh-vae")
+    beta = {"override_settings": {"sd_model_checkpoint": "beta"}}
+    error(webui, "txt2img", SMALL | beta)
+    assert pixels(webui.generate()) == pixels(good)
+
+    # With an override that leaked, the one before gets that VAE in part.
+    error(webui, "txt2img", SMALL | foreign)
+    error(webui, "txt2img", SMALL | beta)
+    webui.post("options", {"sd_vae": "None"})
+    spoilt = webui.generate()
+
+    assert spoilt["info"]["sd_model_hash"] == good["info"]["sd_model_hash"]
+    assert spoilt["info"]["sd_vae_name"] is None
+    assert pixels(spoilt) != pixels(good)
+
+
 def test_an_option_whose_change_fails_goes_back_in_silence(webui: Webui, world: Path) -> None:
     webui.generate()
     before = webui.options()["sd_model_checkpoint"]

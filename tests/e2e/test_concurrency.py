@@ -62,3 +62,21 @@ def test_a_job_that_would_interrupt_is_told_of_cancel(pair: Stack) -> None:
 
     assert job["status"] == "FAILED"
     assert "/cancel/" in job["error"]
+
+
+def test_a_waiting_job_that_is_cancelled_leaves_the_running_one_alone(pair: Stack) -> None:
+    running_id = pair.run(LONG)
+    pair.wait(running_id, "IN_PROGRESS")
+    waiting_id = pair.run({**LONG, "steps": 1})
+    pair.wait(waiting_id, "IN_PROGRESS")
+
+    pair.cancel(waiting_id)
+    # It takes the place that the other one gave back.
+    changed = pair.runsync(asked("POST", "/sdapi/v1/options", sd_vae="None"))
+
+    assert changed["status"] == "COMPLETED"
+    assert pair.status(waiting_id)["status"] == "CANCELLED"
+    assert pair.status(running_id)["status"] == "IN_PROGRESS"
+    made = pair.wait(running_id, "COMPLETED")["output"]
+    assert made["images"]
+    assert not [text for text in made["warnings"] if "sd_vae" in text or "The vae" in text]

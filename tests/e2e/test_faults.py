@@ -242,6 +242,37 @@ def test_a_checkpoint_that_goes_while_it_is_loaded_spoils_no_later_picture(
     assert DOUBT in wearing.restarts()[-1]
 
 
+def test_a_vae_that_fits_in_part_spoils_no_later_picture(wearing: Lane) -> None:
+    container, before = wearing.container, len(wearing.restarts())
+    vae = container.volume / "models" / "vae" / "flux_ae.safetensors"
+    models.write_vae(vae, seed="ae", channels=16)
+    wearing.require_right(container.run(GOOD))
+    first, second = container.run({**GOOD, "vae": "flux_ae"}), container.run(GOOD)
+
+    job = container.wait(first, "FAILED", "COMPLETED")
+    assert job["output"]["code"] == FAILED
+    assert "size mismatch" in job["error"]
+    wearing.require_right(second)
+    (reason,) = wearing.restarts()[before:]
+    assert DOUBT in reason
+
+
+def test_a_job_cancelled_while_its_load_runs_out_of_memory_costs_one_restart(
+    wearing: Lane,
+) -> None:
+    container, before = wearing.container, len(wearing.restarts())
+    wearing.require_right(container.run(GOOD))
+    container.faults(load_s=2, faults=struck("oom", "loading"))
+    job_id, second = container.run({**GOOD, "checkpoint": "b"}), container.run(GOOD)
+    container.until(lambda: "status" not in container.sent()[-1], "A1111 loads its checkpoint")
+    container.cancel(job_id)
+
+    wearing.require_right(second)
+    (reason,) = wearing.restarts()[before:]
+    assert DOUBT in reason
+    assert container.status(job_id)["status"] == "CANCELLED"
+
+
 @pytest.mark.parametrize(
     ("order", "checkpoints", "reason"),
     [

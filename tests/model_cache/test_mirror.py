@@ -6,7 +6,12 @@ from model_cache import mirror
 from model_cache.engine.download import Allowance
 from model_cache.mirror import Plan, Repository
 from model_cache.turns import Errand
-from schemas.errors import InvalidInputError, JobCancelledError, ModelNotFoundError
+from schemas.errors import (
+    InvalidInputError,
+    JobCancelledError,
+    ModelNotFoundError,
+    SourceUnavailableError,
+)
 from schemas.model_ref import Kind
 from tests.model_cache.conftest import Hub, settings_for, shelf_on
 
@@ -88,6 +93,25 @@ def test_a_plan_needs_a_folder_of_models_a_repository_and_a_job_that_lasts(model
     cancelled.set()
     with pytest.raises(JobCancelledError):
         planned(model_hub, cancelled=cancelled)
+
+
+def test_patterns_that_fit_no_file_are_a_mistake_and_those_that_fit_no_model_are_not(
+    model_hub: Hub,
+) -> None:
+    put(model_hub, "Lora/x.safetensors", "README.md")
+
+    with pytest.raises(InvalidInputError, match="none of the 2 files") as refused:
+        planned(model_hub, patterns=["lora/*"])
+    assert refused.value.details["field"] == "allow_patterns"
+    assert planned(model_hub, patterns=["*.md"]).wanted == {}
+
+
+def test_an_answer_that_lists_no_files_is_no_empty_repository(model_hub: Hub) -> None:
+    put(model_hub, "loras/x.safetensors")
+    model_hub.spoil(json_error=True)
+
+    with pytest.raises(SourceUnavailableError, match="which files there are"):
+        planned(model_hub)
 
 
 def test_people_see_which_alias_means_which_model(model_hub: Hub) -> None:

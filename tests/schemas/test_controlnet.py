@@ -42,12 +42,12 @@ def test_units_are_taken_out_of_the_scripts_and_the_others_stay(script: str) -> 
     assert "controlnet_args" not in found.webui_fields()
 
 
-@pytest.mark.parametrize("args", [{}, {"args": []}, {"args": None}])
-def test_an_entry_without_units_stays_as_it_is(args: dict[str, Any]) -> None:
-    found = job(alwayson_scripts={"controlnet": args})
+@pytest.mark.parametrize("entry", [None, {}, {"args": []}, {"args": None}])
+def test_an_entry_without_units_asks_for_nothing(entry: object) -> None:
+    found = job(alwayson_scripts={"controlnet": entry, "refiner": {"args": []}})
 
     assert found.controlnet_args == []
-    assert found.alwayson_scripts == {"controlnet": args}
+    assert found.alwayson_scripts == {"refiner": {"args": []}}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,8 @@ def test_control_modes_are_taken_as_numbers(given: object, meant: str) -> None:
     ("fields", "pictures"),
     [
         pytest.param({"image": "a"}, [("a", None)], id="text"),
+        pytest.param({"image": {"image": None, "mask": ""}}, [], id="nothing in an object"),
+        pytest.param({"image": ["a", None]}, [("a", None)], id="pair without a mask"),
         pytest.param({"image": "a", "mask": "m"}, [("a", "m")], id="text and mask"),
         pytest.param({"image": {"image": "a"}}, [("a", None)], id="object"),
         pytest.param({"image": {"image": "a", "mask": "m"}}, [("a", "m")], id="both in an object"),
@@ -162,6 +164,8 @@ def test_pictures_are_taken_in_every_form(
         ({"hr_option": "Never"}, ".hr_option"),
         ({"image": 5}, ".image"),
         ({"image": ["a", "b", "c"]}, ".image"),
+        ({"image": [None, "m"]}, ".image"),
+        ({"image": ["a", 5]}, ".image"),
         ({"image": [{"mask": "m"}]}, ".image[0].image"),
         ({"mask": "m"}, ""),
         ({"image": [{"image": "a"}, {"image": "b"}], "mask": "m"}, ""),
@@ -246,6 +250,11 @@ def test_unknown_fields_are_told() -> None:
 )
 def test_the_module_is_told_from_the_models_name(model: str, module: str | None) -> None:
     assert module_of(model) == module
+
+
+def test_what_is_no_image_is_told_how_images_are_written() -> None:
+    with pytest.raises(InvalidInputError, match="base64, a data URI or an https URL"):
+        unit(image=5)
 
 
 def test_images_are_found_and_replaced_by_their_paths() -> None:

@@ -89,6 +89,17 @@ def test_a_model_is_known_by_what_the_infotext_tells(
     assert short(said(text).checkpoint) == expected
 
 
+@pytest.mark.parametrize(
+    ("version", "vae"),
+    [("v1.10.1", "None"), ("1.6.0-RC", "None"), ("v1.5.2", None), ("f0.0.17", None), ("", None)],
+)
+def test_a_picture_without_a_vae_had_none_if_its_webui_would_have_told(
+    version: str, vae: str | None
+) -> None:
+    assert said(f"Model: night, Version: {version}").vae == vae
+    assert said(f"Version: {version}").vae is None
+
+
 def test_a_name_that_no_file_can_have_is_refused() -> None:
     with pytest.raises(InvalidInputError) as caught:
         said("Model: ../x")

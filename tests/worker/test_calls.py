@@ -158,7 +158,7 @@ def with_text(text: str) -> str:
             "upscaling_resize",
             id="too large to fit a size",
         ),
-        pytest.param("interrogate", {"image": picture(), "model": "nope"}, "input", id="unknown"),
+        pytest.param("interrogate", {"image": picture(), "model": "nope"}, "model", id="unknown"),
         pytest.param(
             "png-info", {"image": with_text("a" * 50_000)}, "image", id="a text that never ends"
         ),
@@ -167,6 +167,34 @@ def with_text(text: str) -> str:
             {"controlnet_input_images": [picture(8, 20_000)]},
             "controlnet_input_images[0]",
             id="a thread",
+        ),
+        pytest.param(
+            "controlnet/detect",
+            {"controlnet_input_images": [picture()], "controlnet_module": "cany"},
+            "controlnet_module",
+            id="unknown module",
+        ),
+        pytest.param(
+            "controlnet/detect",
+            {"controlnet_input_images": [picture()], "controlnet_module": "clip_vision"},
+            "controlnet_module",
+            id="module without a map",
+        ),
+        pytest.param(
+            "controlnet/detect",
+            {"controlnet_input_images": [picture()], "controlnet_module": "inpaint_only"},
+            "controlnet_masks",
+            id="no mask",
+        ),
+        pytest.param(
+            "controlnet/detect",
+            {
+                "controlnet_input_images": [picture()],
+                "controlnet_masks": [picture(8)],
+                "controlnet_module": "inpaint_only",
+            },
+            "controlnet_masks[0]",
+            id="mask of another size",
         ),
     ],
 )
@@ -219,6 +247,20 @@ def test_a_module_of_controlnet_makes_maps(world: World) -> None:
     assert len(answer["images"]) == 1
 
 
+def test_modules_and_pictures_are_made_what_the_extension_takes(world: World) -> None:
+    see_through = Image.new("RGBA", (64, 64), (255, 0, 0, 90))
+    output = io.BytesIO()
+    see_through.save(output, "PNG")
+    sent = base64.b64encode(output.getvalue()).decode()
+
+    # In another case the extension knows no module, and it fails at a fourth channel.
+    answer = world.post(
+        "/controlnet/detect", controlnet_module="Canny", controlnet_input_images=[sent]
+    )
+
+    assert len(answer["images"]) == 1
+
+
 def test_a_refresh_shows_what_came_to_the_volume_and_what_has_gone(world: World) -> None:
     file = world.volume / "models" / "checkpoints" / "later.safetensors"
     files.write_checkpoint(file, seed="later")
@@ -229,6 +271,47 @@ def test_a_refresh_shows_what_came_to_the_volume_and_what_has_gone(world: World)
     file.unlink()
     world.post("refresh-checkpoints")
     assert "later" not in [entry["model_name"] for entry in world.get("sd-models")]
+
+
+def test_what_was_fetched_is_listed_at_once_and_after_a_running_job(
+    world: World, tmp_path: Path
+) -> None:
+    files.write_checkpoint(tmp_path / "one.safetensors", seed="one")
+    files.write_checkpoint(tmp_path / "two.safetensors", seed="two")
+    files.write_vae(tmp_path / "three.safetensors", seed="three")
+
+    def listed() -> set[str]:
+        found = {entry["model_name"] for entry in [*world.get("sd-models"), *world.get("sd-vae")]}
+        return found & {"one", "two", "three.safetensors"}
+
+    with running("hub", "--root", tmp_path) as hub, ThreadPoolExecutor(1) as thread:
+        world.post(
+            "v1/prefetch", models=[{"kind": "checkpoint", "url": f"{hub.url}/one.safetensors"}]
+        )
+        assert listed() == {"one"}
+        world.post("options", sd_model_checkpoint=f"{hub.url}/two.safetensors")
+        assert listed() == {"one", "two"}
+        world.post("options", sd_model_checkpoint=None)
+
+        running_job = thread.submit(world.made, checkpoint="a", steps=200)
+        while not world.get("progress")["state"]["sampling_step"]:
+            assert not running_job.done()
+        world.post("v1/prefetch", models=[{"kind": "vae", "url": f"{hub.url}/three.safetensors"}])
+        assert listed() == {"one", "two"}  # Its lists are not made anew while it draws.
+        assert not running_job.done()
+        running_job.result()
+
+    assert listed() == {"one", "two", "three.safetensors"}
+
+
+def test_the_models_of_controlnet_are_read_beside_a_job_as_they_are(world: World) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        running_job = thread.submit(world.made, checkpoint="a", steps=100)
+        while not world.get("progress")["state"]["sampling_step"]:
+            assert not running_job.done()
+        assert world.get("/controlnet/model_list?update=false") == {"model_list": []}
+        assert not running_job.done()
+        running_job.result()
 
 
 @pytest.mark.parametrize("name", ["refresh-vae", "refresh-loras", "refresh-embeddings"])

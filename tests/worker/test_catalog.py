@@ -114,11 +114,18 @@ def test_what_the_webui_offers_is_taken(
         pytest.param({"styles": ["Tiny", "Tyny"]}, "styles[1]", "Tiny", id="style"),
         pytest.param({"script_name": "promt matrix"}, "script_name", "prompt matrix", id="script"),
         pytest.param(
-            {"alwayson_scripts": {"controlnet": {}}},
-            "alwayson_scripts.controlnet",
-            None,
-            id="extension",
+            {"alwayson_scripts": {"Hypertyle": {}}},
+            "alwayson_scripts.Hypertyle",
+            "Hypertile",
+            id="script that is always on",
         ),
+        pytest.param(
+            {"alwayson_scripts": {"prompt matrix": {}}},
+            "alwayson_scripts.prompt matrix",
+            None,
+            id="script that is to be selected",
+        ),
+        pytest.param({"script_name": "seed"}, "script_name", None, id="and the other way round"),
         pytest.param({**HIRES, "hr_upscaler": "Lancsoz"}, "hr_upscaler", "Lanczos", id="upscaler"),
         pytest.param(
             {**HIRES, "hr_sampler_name": "x"}, "hr_sampler_name", None, id="hires sampler"
@@ -148,6 +155,17 @@ def test_what_it_does_not_offer_is_refused_with_near_matches(
     if near is not None:
         assert near in caught.value.details["near"]
         assert repr(near) in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["ADetailer", "reactor", "InstantID"])
+def test_the_script_of_an_absent_extension_is_not_taken_for_a_misspelling(
+    catalog: Catalog, name: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=f"knows no '{name}'") as caught:
+        checked(catalog, {"alwayson_scripts": {name: {}}})
+
+    assert caught.value.details["near"] == []
+    assert caught.value.hint == "There are: extra options, Hypertile, refiner, sampler, seed."
 
 
 def test_an_unknown_hypernetwork_is_refused(catalog: Catalog) -> None:

@@ -25,7 +25,7 @@ from schemas.errors import (
 )
 from schemas.model_ref import Kind, ModelRef
 from schemas.settings import CacheSettings, Settings, WebuiSettings
-from simulator import hub, loopback
+from simulator import hub, loopback, pickles
 from simulator import models as files
 from simulator.hub.faults import Fault, Rule
 from simulator.hub.site import Site
@@ -226,6 +226,71 @@ def test_a_download_that_cannot_be_names_the_field_and_leaves_nothing(
     assert world.linked() == set()
     assert list(world.volume.rglob("*.safetensors")) == []
     assert not (world.volume.parent / "x").exists()
+
+
+def test_the_pickle_of_an_older_page_is_taken_where_its_kind_may_be_one(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(allow_pickle=[Kind.UPSCALER])
+    source = world.site.root / "4x-UltraSharp.pth"
+    pickles.write_pickle(source, seed="4x")
+    path = "/workspace/stable-diffusion-webui/models/ESRGAN/4x-UltraSharp.pth"
+    payload = {"source_url": "{hub}/4x-UltraSharp.pth", "download_path": path}
+
+    answer = world.call("download", payload)
+    refusal = world.refused("download", {**payload, "download_path": "models/VAE/4x.pth"})
+
+    kept = world.volume / "models" / "upscalers" / "4x-UltraSharp.pth"
+    assert (answer["kind"], answer["path"]) == ("upscaler", str(kept))
+    assert kept.read_bytes() == source.read_bytes()
+    assert (refusal.code, refusal.details["field"]) == ("MODEL_UNSAFE", "source_url")
+
+
+@pytest.mark.parametrize(
+    ("path", "warned"),
+    [
+        ("models/loras/x.safetensors", False),
+        ("/workspace/models/loras/x", False),
+        ("models/loras/", False),
+        ("models/Lora/x.safetensors", True),
+        ("models/loras/styles/x.safetensors", True),
+    ],
+)
+def test_a_download_that_lies_elsewhere_than_asked_is_told_and_no_other(
+    world: World, path: str, *, warned: bool
+) -> None:
+    payload = {"source_url": "{hub}/ink.safetensors", "download_path": path}
+    answer = world.call("download", payload)
+
+    said = [f"It is kept as {answer['path']}."] if warned else []
+    assert answer["warnings"] == said
+
+
+@pytest.mark.parametrize(
+    ("command", "payload", "field"),
+    [
+        ("sync", {"revision": "nope"}, "revision"),
+        ("sync", {"hf_token": "a\nb"}, "hf_token"),
+        ("sync", {"tokens": {"huggingface": "a\nb"}}, "tokens.huggingface"),
+        ("sync", {"allow_patterns": ["LORA/*"]}, "allow_patterns"),
+        ("sync", {"repo_id": "org/none"}, "repo_id"),
+        (
+            "download",
+            {"ref": "hf:org/models/x", "kind": "lora", "tokens": {"huggingface": "\n"}},
+            "tokens.huggingface",
+        ),
+        ("civitai", {"air": "urn:air:sd1:lora:civitai:1@99"}, "air"),
+        ("civitai", {"air": "https://example.org/x"}, "air"),
+        ("models", {"kind": "nope"}, "kind"),
+        ("prefetch", {"models": [5]}, "models[0]"),
+    ],
+)
+def test_a_refusal_names_the_field_that_is_wrong(
+    world: World, command: str, payload: dict[str, Any], field: str
+) -> None:
+    base = {"repo_id": "org/models", "sync_path": "models"} if command == "sync" else {}
+
+    assert world.refused(command, {**base, **payload}).details["field"] == field
 
 
 def test_a_limit_of_the_request_holds_and_does_not_raise_that_of_the_settings(

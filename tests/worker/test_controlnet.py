@@ -87,8 +87,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     files.write_controlnet(hub_files / "control_v11p_sd15_canny_fp16.safetensors", seed="fp16")
     for name in ("edge", "house", "depth"):
         (hub_files / f"{name}.png").write_bytes(base64.b64decode(PICTURE))
+    extension = ("--controlnet", "--controlnet-annotator-models-path", folder / "annotators")
     with (
-        running("webui", "--models-dir", folder / "links", "--controlnet") as webui,
+        running("webui", "--models-dir", folder / "links", *extension) as webui,
         running("hub", "--root", hub_files) as hub,
     ):
         settings = Settings(
@@ -320,6 +321,45 @@ def test_hires_fix_brings_two_maps_of_a_unit(world: World) -> None:
     assert answer["image_kinds"] == ["picture", "detect_map", "detect_map"]
     sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in answer["images"]]
     assert sizes == [(128, 128), (128, 128), (64, 64)]
+
+
+@pytest.fixture
+def annotators(world: World) -> Iterator[None]:
+    """The weights of every module, for one test."""
+    (world.folder / "annotators").mkdir()
+    yield
+    (world.folder / "annotators").rmdir()
+
+
+@pytest.mark.usefixtures("annotators")
+def test_a_module_that_makes_no_picture_has_one_map_with_hires_fix(world: World) -> None:
+    hires = {"enable_hr": True, "denoising_strength": 0.5, "hr_upscaler": "Latent"}
+    face = unit(module="instant_id_face_embedding", image=drawn((48, 48)))
+
+    answer = world.run(face, unit(module="canny", save_detected_map=False), **hires)
+
+    assert answer["image_kinds"] == ["picture", "detect_map"]
+    size = Image.open(io.BytesIO(base64.b64decode(answer["images"][1]))).size
+    assert size == (48, 48)  # What it looked at, and not the edges.
+
+
+@pytest.mark.usefixtures("annotators")
+def test_each_of_several_pictures_has_a_map(world: World) -> None:
+    several = [{"image": PICTURE}, {"image": drawn(colour="blue")}]
+
+    answer = world.run(unit(module="ip-adapter_clip_sd15", image=several))
+
+    assert answer["image_kinds"] == ["picture", "detect_map", "detect_map"]
+    assert answer["images"][1] != answer["images"][2]
+    with pytest.raises(InvalidInputError, match="takes one image"):
+        world.run(unit(module="canny", image=several))
+
+
+def test_a_part_of_a_modules_name_is_told_what_it_may_mean(world: World) -> None:
+    with pytest.raises(InvalidInputError, match="knows no module 'tile'") as caught:
+        world.run(unit(module="tile"))
+
+    assert "'tile_resample'" in caught.value.hint
 
 
 def test_a_mask_in_the_answer_is_no_map(world: World) -> None:

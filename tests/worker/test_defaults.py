@@ -80,6 +80,9 @@ def test_the_options_show_what_was_set_and_no_option_of_a_job(world: World) -> N
     assert options["sd_model_checkpoint"].startswith("b.safetensors")
     assert options["CLIP_stop_at_last_layers"] == 2
     assert options["eta_noise_seed_delta"] == 0
+    # What every request sets, and A1111 does not restore.
+    assert options["sd_vae"] == "Automatic"
+    assert options["persistent_cond_cache"] is True
 
 
 def test_every_spelling_of_a_checkpoint_that_a1111_takes_is_taken(tmp_path: Path) -> None:
@@ -144,6 +147,31 @@ def test_an_option_that_a_setting_allows_holds_for_the_jobs_that_do_not_set_it(
     assert other["warnings"] == []
 
 
+def test_an_infotext_that_names_its_checkpoint_gives_the_same_picture_all_the_same(
+    world: World,
+) -> None:
+    first = world.run({"prompt": "a cat", "checkpoint": "a", **SMALL})
+    infotext = json.loads(first["info"])["infotexts"][0]
+    world.post(
+        "options", sd_model_checkpoint="b", sd_vae="soft.safetensors", CLIP_stop_at_last_layers=3
+    )
+
+    again = world.run({"infotext": infotext})
+
+    assert again["images"] == first["images"]
+    assert not [text for text in again["warnings"] if "POST options" in text]
+
+
+def test_an_infotext_that_names_none_is_made_as_any_job_that_names_none(world: World) -> None:
+    world.post("options", sd_model_checkpoint="b", CLIP_stop_at_last_layers=3)
+
+    answer = world.run({"infotext": "a cat\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64"})
+
+    info = json.loads(answer["info"])
+    assert (info["sd_model_name"], info["clip_skip"]) == ("b", 3)
+    assert len([text for text in answer["warnings"] if "POST options" in text]) == 2
+
+
 @pytest.mark.parametrize(
     "options",
     [{"CLIP_stop_at_last_layers": "abc"}, {"CLIP_stop_at_last_layers": 99}, {"samples_format": 1}],
@@ -151,5 +179,7 @@ def test_an_option_that_a_setting_allows_holds_for_the_jobs_that_do_not_set_it(
 def test_an_option_with_a_value_that_a1111_would_choke_on_is_refused(
     world: World, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError) as caught:
         world.post("options", **options)
+
+    assert [caught.value.details["field"]] == list(options)

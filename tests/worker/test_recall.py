@@ -95,6 +95,24 @@ def test_a_picture_is_made_again_byte_for_byte(world: World, fields: dict[str, A
     assert any("checkpoint `night` is `night` here" in text for text in again["warnings"])
 
 
+def test_a_vae_that_is_called_as_the_checkpoint_is_taken_if_the_picture_had_it(
+    tmp_path: Path,
+) -> None:
+    models = tmp_path / "models"
+    files.write_checkpoint(models / "checkpoints" / "night.safetensors", seed="night")
+    files.write_vae(models / "vae" / "night.safetensors", seed="of the same name")
+    with running("webui", "--models-dir", tmp_path / "links") as webui:
+        world = World(runner(settings(tmp_path, webui)), webui, models)
+        pictures = {vae: made(world, prompt="a", vae=vae, **SMALL) for vae in ("None", "Automatic")}
+
+        again = {vae: made(world, infotext=infotext(first)) for vae, first in pictures.items()}
+
+    assert pictures["None"]["images"] != pictures["Automatic"]["images"]
+    assert {vae: answer["images"] for vae, answer in again.items()} == {
+        vae: answer["images"] for vae, answer in pictures.items()
+    }
+
+
 def test_files_that_were_renamed_since_are_known_by_their_hashes(tmp_path: Path) -> None:
     models = tmp_path / "models"
     night = models / "checkpoints" / "night.safetensors"

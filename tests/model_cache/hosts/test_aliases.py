@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +150,12 @@ def test_a_bad_entry_is_told_once_and_leaves_the_others(
     assert len(caplog.records) <= 1
 
 
-def test_a_file_that_cannot_be_read_fails_no_job(
-    volume: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_fails_no_job_and_is_not_waited_for(
+    make: Callable[[Path], None], volume: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (volume / "models" / "aliases.json").mkdir(parents=True)
+    (volume / "models").mkdir(parents=True, exist_ok=True)
+    make(volume / "models" / "aliases.json")
     aliases = Aliases(volume, look_every_s=0)
 
     assert [aliases.lookup(Kind.LORA, "a") for _ in range(3)] == [None] * 3

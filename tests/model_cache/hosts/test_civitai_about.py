@@ -8,7 +8,12 @@ from model_cache import about
 from model_cache.engine.download import Allowance
 from model_cache.hosts import civitai, civitai_about
 from model_cache.turns import Errand
-from schemas.errors import InvalidInputError, ModelAccessDeniedError, ModelNotFoundError
+from schemas.errors import (
+    InvalidInputError,
+    ModelAccessDeniedError,
+    ModelNotFoundError,
+    SourceUnavailableError,
+)
 from schemas.model_ref import Kind
 from simulator import models
 from tests.model_cache.asking import asker_for
@@ -92,14 +97,15 @@ def test_an_answer_of_another_shape_is_told_without_what_cannot_be_meant(
     assert [one["id"] for one in told["versions"]] == [7]
 
 
-def test_an_answer_that_tells_nothing_is_told_as_that(model_hub: Hub) -> None:
+@pytest.mark.parametrize("url", ["civitai:version:7", "civitai:model:99"])
+def test_an_answer_that_is_none_of_civitais_is_no_model_without_files(
+    model_hub: Hub, url: str
+) -> None:
     put(model_hub, 7)
     model_hub.spoil(json_error=True)
 
-    told = asked(model_hub, "civitai:version:7")
-
-    assert told["model"] == {"id": None, "name": "", "type": ""}
-    assert (told["versions"][0]["id"], told["versions"][0]["files"]) == (7, [])
+    with pytest.raises(SourceUnavailableError, match="has no `"):
+        asked(model_hub, url)
 
 
 def test_what_is_here_is_marked_by_hash_and_by_source(model_hub: Hub, shelf: Shelf) -> None:

@@ -83,3 +83,27 @@ def test_a_folder_below_another_tells_the_kind_where_that_one_does_not() -> None
     assert asked.below(VOLUME, loras, "styles") == Asked(Kind.LORA, ("styles",))
     with pytest.raises(InvalidInputError):
         asked.below(VOLUME, loras, "../checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("path", "is_there"),
+    [
+        ("models/loras/ink.safetensors", True),
+        ("/workspace/models/loras/ink", True),
+        ("loras/ink.safetensors", True),
+        ("models//loras/", True),
+        ("loras", True),
+        ("Lora/ink.safetensors", False),
+        ("loras/styles/ink.safetensors", False),
+        ("loras/styles/", False),
+        ("loras/inky.safetensors", False),
+        ("loras/k.safetensors", False),
+    ],
+)
+def test_a_path_names_the_file_that_lies_there_by_whatever_mount(
+    path: str, *, is_there: bool
+) -> None:
+    found = VOLUME / "models" / "loras" / "ink.safetensors"
+
+    assert asked.names(VOLUME, path, found) is is_there
+    assert not asked.names(VOLUME, path, Path("/baked/models/loras/ink.safetensors"))
