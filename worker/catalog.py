@@ -18,6 +18,11 @@ from worker.client import WebuiClient
 SAME_SAMPLER = "Use same sampler"
 SAME_SCHEDULER = "Use same scheduler"
 REFRESH_S = 5.0
+MAX_STYLES = 100
+"""In one request: each adds to the prompt, also when it is named again."""
+
+# From here on two names look alike; below, ADetailer is near to Hypertile.
+_CLOSE = 0.6
 
 
 class Catalog:
@@ -35,6 +40,8 @@ class Catalog:
             InvalidInputError: a name that this A1111 does not know; near matches in the hint.
         """
         changes = self._sampler(job)
+        if len(job.styles or ()) > MAX_STYLES:
+            raise InvalidInputError(f"More than {MAX_STYLES} styles are given.", field="styles")
         for index, style in enumerate(job.styles or ()):
             self._require(f"styles[{index}]", style, "prompt-styles")
         if isinstance(job, Txt2Img) and job.enable_hr:
@@ -60,6 +67,14 @@ class Catalog:
     def require_face_restorer(self, field: str, name: str) -> None:
         """Refuse a face restorer that an extension would do without in silence."""
         self._require(field, name, "face-restorers")
+
+    def arguments(self, *, img2img: bool) -> dict[str, list[dict[str, Any]]]:
+        """Return what is told of the arguments of a tab's scripts, by their names in small letters."""
+        return {
+            str(script["name"]).lower(): script["args"]
+            for script in self._list("script-info")
+            if script["is_img2img"] == img2img
+        }
 
     def _sampler(self, job: Generation) -> dict[str, Any]:
         # An empty name means `sampler_index`, the older field (recorded: sampler_empty).
@@ -126,15 +141,22 @@ class Catalog:
         self._require(field, name, "schedulers", _spellings)
 
     def _scripts(self, job: Generation) -> None:
-        tab = "img2img" if isinstance(job, Img2Img) else "txt2img"
-        asked = [(f"alwayson_scripts.{name[:80]}", name) for name in job.alwayson_scripts]
+        if not job.script_name and not job.alwayson_scripts:
+            return
+        img2img = isinstance(job, Img2Img)
+        offered = list(map(str, self._list("scripts").get("img2img" if img2img else "txt2img", ())))
+        # What has no control of its own is told nothing of, and is always on (recorded: get_scripts).
+        chosen = {
+            str(script["name"]).lower()
+            for script in self._list("script-info")
+            if not script["is_alwayson"] and script["is_img2img"] == img2img
+        }
+        for name in job.alwayson_scripts:
+            always_on = [script for script in offered if script.lower() not in chosen]
+            _require_script(f"alwayson_scripts.{name[:80]}", name, always_on)
         if job.script_name:
-            asked.append(("script_name", job.script_name))
-        for field, name in asked:
-            # Script names are matched in any case (recorded: txt2img_script_matrix).
-            offered = [str(script) for script in self._list("scripts").get(tab, ())]
-            if name.lower() not in {script.lower() for script in offered}:
-                raise _unknown(field, name, offered)
+            selectable = [script for script in offered if script.lower() in chosen]
+            _require_script("script_name", job.script_name, selectable)
 
     def _require(
         self,
@@ -181,13 +203,19 @@ def _spellings(scheduler: dict[str, Any]) -> list[str]:
     return [scheduler["label"], scheduler["name"], *(scheduler.get("aliases") or ())]
 
 
+def _require_script(field: str, name: str, offered: list[str]) -> None:
+    # Script names are matched in any case (recorded: txt2img_script_matrix).
+    if name.lower() not in {script.lower() for script in offered}:
+        raise _unknown(field, name, offered)
+
+
 def _unknown(
     field: str, name: str, offered: list[str], aliases: dict[str, str] | None = None
 ) -> InvalidInputError:
     proper = {alias.lower(): owner for alias, owner in (aliases or {}).items()}
     # The first spelling wins: a scheduler's label ("Karras") comes before its name ("karras").
     proper |= {spelling.lower(): spelling for spelling in reversed(offered)}
-    near = difflib.get_close_matches(name[:80].lower(), proper, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:80].lower(), proper, n=3, cutoff=_CLOSE)
     matches = list(dict.fromkeys(proper[match] for match in near))
     if matches:
         hint = f"Did you mean {' or '.join(repr(match) for match in matches)}?"

@@ -204,6 +204,11 @@ def require_helpers(job: Generation, links: Path, options: Mapping[str, Any] | N
     _require(_of_generation(job, {**(options or {}), **job.override_settings}), links)
 
 
+def require_upscaler(field: str, name: str, links: Path) -> None:
+    """Refuse the upscaler that `field` names, as `require_helpers` does."""
+    _require([(field, name)], links)
+
+
 def require_extras(payload: Mapping[str, Any], links: Path) -> None:
     """Refuse the body of an extra-single-image or extra-batch-images, as `require_helpers` does."""
     _require(_of_extras(payload), links)

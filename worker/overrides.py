@@ -34,6 +34,10 @@ CHOICES: dict[str, Sequence[object]] = {
     "uni_pc_variant": ("bh1", "bh2", "vary_coeff"),
 }
 
+# Upscalers that work in tiles, and how far theirs may go: a tile of one pixel takes days.
+_TILED = ("ESRGAN", "DAT")
+_LEAST_TILE_PX = 64
+
 # What changes the picture and nothing else: no path, no URL, nothing that saves or keeps a model.
 ALLOWED = frozenset(
     {
@@ -144,7 +148,21 @@ def checked(asked: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, 
                 f"The option `{key}` takes {listed}, not {shown(value)}.", field=field
             )
         taken[key] = value
+    _require_tiles({**original, **taken}, taken)
     return taken
+
+
+def _require_tiles(options: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for name in _TILED:
+        tile, overlap = (options.get(f"{name}_tile{part}", 0) for part in ("", "_overlap"))
+        fields = [key for key in asked if key.startswith(f"{name}_tile")]
+        # 0: one tile for all.
+        if fields and tile and not (tile >= _LEAST_TILE_PX and 0 <= overlap <= tile // 2):
+            raise InvalidInputError(
+                f"Tiles of {tile} pixels with an overlap of {overlap} take too long; {name} takes 0,"
+                f" or at least {_LEAST_TILE_PX}, half of it overlapping.",
+                field=f"override_settings.{fields[0]}",
+            )
 
 
 def _same_type(value: object, example: object) -> bool:

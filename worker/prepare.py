@@ -17,16 +17,17 @@ from model_cache.engine.download import Allowance
 from model_cache.models import CachedModel, Ensured
 from model_cache.recall import Recall
 from schemas.errors import ModelNotFoundError, WorkerError
-from schemas.job import Generation
+from schemas.job import Generation, Img2Img
 from schemas.model_ref import Kind, ModelRef, Recalled
 from schemas.settings import Settings
-from worker import images, models, overrides, payload
+from worker import images, models, overrides, payload, scripts
 from worker.controlnet import Controls, controls_of, enabled, not_installed
 from worker.fit import Judge
 from worker.hashes import HashCache
 from worker.helpers import require_helpers
 from worker.links import LinkFolder
 from worker.places import DATA
+from worker.prompt import require_readable
 from worker.session import Session
 from worker.tagging import Tagged, knows_lora, lora_by_name, mentions, tagged
 from worker.watch import Report
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 FETCHERS = 4
 AUTOMATIC = "Automatic"
+PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt")
 MUST_FIT = frozenset({Kind.LORA, Kind.EMBEDDING, Kind.CONTROLNET})
 """Kinds that are judged against the checkpoint; LoRAs that tags alone name, besides."""
 
@@ -239,11 +241,20 @@ class Preparation:
         return changes
 
     def _changes(self, job: Generation, session: Session) -> dict[str, Any]:
+        for prompt in PROMPTS:
+            require_readable(getattr(job, prompt, ""), prompt)
         changes = images.checked(job, self._settings.job.max_input_pixels)
         changes |= session.catalog.checked(job)
         overrides.checked(job.override_settings, session.originals)
         require_helpers(job, self._links.root, session.originals)
-        return changes
+        return changes | self._script(job, session, changes.get("init_images", ()))
+
+    def _script(self, job: Generation, session: Session, pictures: Sequence[str]) -> dict[str, Any]:
+        if not job.script_name and not job.alwayson_scripts:
+            return {}
+        offered = session.catalog.arguments(img2img=isinstance(job, Img2Img))
+        limits = self._settings.job
+        return scripts.checked(job, offered, pictures, limits, self._links.root)
 
     def _controls(
         self, job: Generation, session: Session, names: Mapping[str, str] | None = None

@@ -29,6 +29,9 @@ Knows = Callable[[str], bool]
 Show = Callable[[CachedModel], str]
 Fits = Callable[[CachedModel, str], bool]
 
+MAX_TAGS = 100
+"""In one prompt: A1111 applies the LoRA of each to every layer, one named again as one more."""
+
 
 @dataclass
 class Tagged:
@@ -76,8 +79,7 @@ def tagged(
     # Those of an infotext are in its prompt already.
     own = {ref: model for ref, model in listed.items() if not isinstance(ref, RecalledLora)}
     links = {show(model): model for model in own.values()}
-    if len(links) < len(own):
-        raise InvalidInputError("`loras` names one file twice.", field="loras")
+    _require_distinct(len(own), len(links))
 
     resolve = partial(_one_of, asked, links, ensure)
     taken = {
@@ -110,6 +112,13 @@ def tagged(
     return out
 
 
+def _require_distinct(given: int, files: int) -> None:
+    if given > MAX_TAGS:
+        raise InvalidInputError(f"More than {MAX_TAGS} `loras` are given.", field="loras")
+    if files < given:
+        raise InvalidInputError("`loras` names one file twice.", field="loras")
+
+
 def _one_of(
     asked: Mapping[str, CachedModel],
     links: Mapping[str, CachedModel],
@@ -127,10 +136,14 @@ def _one_of(
         raise
 
 
-def _meant(resolve: Ensure, name: str, at: str) -> CachedModel:
-    """Return the LoRA of a tag in the field `at`, which errors name."""
+def _meant(
+    tag: syntax.Tag, at: str, resolve: Ensure, is_name: Knows
+) -> tuple[str, tuple[str, ...], CachedModel]:
+    """Return name, weights and LoRA of a tag in the field `at`, which errors name."""
     try:
-        return resolve(name)
+        name, weights = syntax.split_name(tag, is_name)
+        parse_ref({"name": name}, Kind.LORA, at)  # it goes where file names go
+        return name, weights, resolve(name)
     except WorkerError as error:
         error.details.setdefault("field", at)
         raise
@@ -143,7 +156,10 @@ def _resolved(
     resolve, is_name, show, fits = how
     present: set[str] = set()
     texts: dict[str, str] = {}
-    for tag in syntax.tags(text):
+    found = syntax.tags(text)
+    if len(found) > MAX_TAGS:
+        raise InvalidInputError(f"`{at}` holds {len(found)} tags, more than {MAX_TAGS}.", field=at)
+    for tag in found:
         if tag.type == "hypernet":
             out.hypernetworks.append(tag.items[0])
         elif tag.type.lower() in syntax.KNOWN_TYPES and tag.type not in syntax.KNOWN_TYPES:
@@ -155,8 +171,7 @@ def _resolved(
         elif tag.type not in syntax.LORA_TYPES:
             out.warnings.append(f"A1111 knows no tag of the kind {shown(tag.text)}.")
         else:
-            name, weights = syntax.split_name(tag, is_name)
-            model = _meant(resolve, name, at)
+            name, weights, model = _meant(tag, at, resolve, is_name)
             if not fits(model, at):
                 texts[tag.text] = ""
                 continue
@@ -185,7 +200,6 @@ def lora_by_name(cache: ModelCache, ensure: Callable[[str], CachedModel], name: 
         ModelNotFoundError: no LoRA has that name; near matches in the hint.
         InvalidInputError: several have it as their alias; A1111 would apply none of them.
     """
-    parse_ref({"name": name}, Kind.LORA, "prompt")  # it goes where file names go
     # By what is known: to look for a file of that name anew takes a scan of the volume.
     is_file = cache.find(Kind.LORA, name) is not None
     found = [] if is_file else [model for model in aliased(cache) if model.alias == name]
@@ -194,7 +208,6 @@ def lora_by_name(cache: ModelCache, ensure: Callable[[str], CachedModel], name: 
         raise InvalidInputError(
             f"The LoRA name {shown(name)} means several files: {files}.",
             hint="Write the file's name.",
-            field="prompt",
         )
     return ensure(found[0].name if found else name)
 

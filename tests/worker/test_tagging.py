@@ -5,7 +5,7 @@ import pytest
 
 from model_cache.cache import ModelCache
 from model_cache.models import CachedModel
-from schemas.errors import InvalidInputError, ModelNotFoundError
+from schemas.errors import InvalidInputError, ModelNotFoundError, WorkerError
 from schemas.job import Txt2Img
 from schemas.model_ref import Kind, LoraRef, ModelRef
 from schemas.settings import CacheSettings, JobSettings
@@ -124,6 +124,19 @@ def test_a_tag_that_a1111_would_drop_is_refused(
 ) -> None:
     with pytest.raises(error):
         world.tag({"prompt": written})
+
+
+@pytest.mark.parametrize("at", ["prompt", "hr_prompt"])
+@pytest.mark.parametrize("tag", ["a:abc", "nope:1", "twin:1", "../../x:1", "LORA"])
+def test_a_tag_that_is_refused_names_the_prompt_that_it_is_in(
+    world: World, at: str, tag: str
+) -> None:
+    written = "<LORA:a:1>" if tag == "LORA" else f"<lora:{tag}>"
+    fields = {"prompt": "x", "enable_hr": True, "denoising_strength": 0.5, at: written}
+
+    with pytest.raises(WorkerError) as refused:
+        world.tag(fields)
+    assert refused.value.details["field"] == at
 
 
 def test_a_hires_prompt_that_is_not_used_is_left_alone(world: World) -> None:
