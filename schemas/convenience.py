@@ -43,6 +43,8 @@ _SCHEDULERS = {
 # Source: A1111 1.10.1, modules/sd_samplers_common.py, apply_refiner.
 _HIRES_STRENGTH = 0.75
 _SWITCH_AT = 0.8
+_FILE_TYPES = ("jpg", "jpeg", "png", "webp", "avif")
+_JPEG_QUALITY = 85  # DiffusionAPI's
 # Source: A1111 1.10.1, modules/processing.py.
 _NO_MODEL: Mapping[str, list[object]] = {
     "refiner_checkpoint": ["", "None", "none"],
@@ -185,14 +187,35 @@ def _lora(entry: object) -> object:
 
 def _file_type(fields: dict[str, Any], entry: object) -> list[str]:
     quality = fields.pop("jpeg_quality", None)
-    if str(entry).lower() == "png":
+    word = str(entry).lower()
+    if word not in _FILE_TYPES:
+        raise InvalidInputError(
+            f"`fileType` must be {' or '.join(_FILE_TYPES)}, not {shown(entry)}.", field="fileType"
+        )
+    if word == "png":
+        _output(fields, "fileType", format="png")
         return []
-    also = "" if quality is None else " and `jpeg_quality`"
-    return [f"Pictures are PNG: `fileType`{also} had no effect."]
+    return [_output(fields, "fileType", format=word, quality=quality or _JPEG_QUALITY)]
 
 
-def _jpeg_quality(_fields: dict[str, Any], _entry: object) -> list[str]:
-    return ["Pictures are PNG: `jpeg_quality` had no effect."]
+def _jpeg_quality(fields: dict[str, Any], entry: object) -> list[str]:
+    return [_output(fields, "jpeg_quality", format="jpeg", quality=entry)]
+
+
+def _output(fields: dict[str, Any], spelled: str, **wanted: object) -> str:
+    """Put `wanted` into the field `output`; return the warning that says so."""
+    given = fields.get("output") or {}
+    if not isinstance(given, dict):
+        raise InvalidInputError("`output` must be an object.", field="output")
+    given = dict(given)
+    for name, entry in wanted.items():
+        if given.setdefault(name, entry) != entry:
+            raise InvalidInputError(
+                f"`{spelled}` and `output.{name}` say different things.", field=spelled
+            )
+    fields["output"] = given
+    said = ", ".join(f"`output.{name}` {shown(entry)}" for name, entry in wanted.items())
+    return f"`{spelled}` was taken as {said}."
 
 
 def _drop_no_models(fields: dict[str, Any]) -> None:

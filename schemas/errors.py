@@ -20,6 +20,7 @@ WorkerError                        retry?   who must act
 │  ├─ VOLUME_FULL
 │  ├─ VOLUME_BUSY                  yes
 │  └─ VOLUME_MISSING               yes
+├─ UPLOAD_FAILED                   yes      nobody; later. No where the bucket refuses: the operator
 ├─ WORKER_STOPPED                  yes      nobody; another worker takes it
 ├─ BackendError                    yes      the worker mends itself, or is replaced
 │  ├─ BACKEND_CRASHED
@@ -190,6 +191,19 @@ class VolumeMissingError(VolumeError):
 
     code = "VOLUME_MISSING"
     retryable = True
+
+
+class UploadFailedError(WorkerError):
+    """A bucket did not take the pictures, for a reason that may pass."""
+
+    code = "UPLOAD_FAILED"
+    retryable = True
+
+
+class UploadRefusedError(UploadFailedError):
+    """It will not take them later either: keys, bucket or rights are wrong."""
+
+    retryable = False
 
 
 class WorkerStoppedError(WorkerError):

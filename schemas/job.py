@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from schemas.controlnet import ControlNetUnit
 from schemas.errors import shown
 from schemas.model_ref import Kind, LoraRef, ModelRef, as_fields
+from schemas.output import Output
 
 MAX_SIDE_PX = 1 << 20
 SAME_CHECKPOINT = "Use same checkpoint"
@@ -60,6 +61,9 @@ Count = Annotated[Int, Field(ge=1, lt=2**31)]
 Side = Annotated[Int, Field(ge=1, le=MAX_SIDE_PX)]
 OptionalSide = Annotated[Int, Field(ge=0, le=MAX_SIDE_PX)]
 ResizedSide = Annotated[Int, Field(ge=-1, le=MAX_SIDE_PX)]
+# A1111 weighs five times as many pixels for each pixel of the mask; its own page offers 64 at most.
+# Source: A1111 1.10.1, modules/processing.py, StableDiffusionProcessingImg2Img.init.
+Blur = Annotated[Int, Field(le=512)]
 Object = Annotated[dict[str, Any], BeforeValidator(_as_object)]
 Seed = Annotated[Int, Field(ge=-(2**63), lt=2**63)]
 
@@ -134,6 +138,12 @@ class Generation(BaseModel):
     max_download_gb: Float | None = Field(None, gt=0)
     max_download_s: Float | None = Field(None, gt=0)
     previews: bool = False
+    output: Output = Output()
+
+    @property
+    def final_pixels(self) -> int:
+        """Width x height of a finished picture."""
+        return self.width * self.height
 
     def webui_fields(self) -> dict[str, Any]:
         """Return what the caller set of A1111's own fields, and what we do not know, to be sent."""
@@ -171,13 +181,24 @@ class Txt2Img(Generation):
         first = self.width * self.height
         if self.firstphase_width or self.firstphase_height:
             first = max(first, self.firstphase_width * self.firstphase_height)
+        return max(first, self._upscaled_pixels) if self.enable_hr else first
+
+    @property
+    def final_pixels(self) -> int:
+        """Width x height of a finished picture, after hires fix."""
         if not self.enable_hr:
-            return first
+            return self.width * self.height
+        if self.hr_resize_x and self.hr_resize_y:
+            return self.hr_resize_x * self.hr_resize_y
+        return self._upscaled_pixels
+
+    @property
+    def _upscaled_pixels(self) -> int:
         if not self.hr_resize_x and not self.hr_resize_y:
-            return max(first, int(self.width * self.hr_scale) * int(self.height * self.hr_scale))
+            return int(self.width * self.hr_scale) * int(self.height * self.hr_scale)
         by_width = self.hr_resize_x * (self.hr_resize_x * self.height // self.width)
         by_height = self.hr_resize_y * (self.hr_resize_y * self.width // self.height)
-        return max(first, by_width, by_height)
+        return max(by_width, by_height)
 
 
 class Img2Img(Generation):
@@ -188,9 +209,9 @@ class Img2Img(Generation):
     resize_mode: Int = 0
     image_cfg_scale: Float | None = None
     mask: Text | None = None
-    mask_blur_x: Int = 4
-    mask_blur_y: Int = 4
-    mask_blur: Int | None = None
+    mask_blur_x: Blur = 4
+    mask_blur_y: Blur = 4
+    mask_blur: Blur | None = None
     mask_round: bool = True
     inpainting_fill: Int = 0
     inpaint_full_res: bool = True
@@ -203,7 +224,7 @@ class Img2Img(Generation):
     @property
     def largest_pixels(self) -> int:
         """Width x height of the picture."""
-        return self.width * self.height
+        return self.final_pixels
 
 
 OURS = frozenset(
@@ -220,6 +241,7 @@ OURS = frozenset(
         "max_download_gb",
         "max_download_s",
         "previews",
+        "output",
     }
 )
 Job = Txt2Img | Img2Img

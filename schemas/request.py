@@ -17,7 +17,7 @@ from schemas.envelope import Envelope, opened, routed
 from schemas.errors import SHOWN_CHARS, InvalidInputError, shown
 from schemas.job import Img2Img, Job, Txt2Img
 from schemas.model_ref import LoraRef
-from schemas.routes import Call, Options, Route
+from schemas.routes import Call, Drawing, Options, Route
 from schemas.settings import JobSettings
 
 MAX_DEPTH = 32
@@ -64,7 +64,7 @@ def parse(value: object, limits: JobSettings) -> Request:
         payload = _shaped(COMMANDS[envelope.command], _with_query(envelope))
         return Request(Command(envelope.command, payload), ())
     route = routed(envelope, limits.extra_routes)
-    return Request(Call(route, _asked(route, envelope)), ())
+    return Request(_call(route, envelope), ())
 
 
 def _generation(given: Mapping[str, Any], limits: JobSettings) -> Request:
@@ -107,25 +107,27 @@ def _enveloped(envelope: Envelope) -> dict[str, Any]:
     return payload
 
 
-def _asked(route: Route, envelope: Envelope) -> Any:
-    """Return what a call of `route` sends: its body, or the values of its query."""
+def _call(route: Route, envelope: Envelope) -> Call:
+    """Return the call of `route` that an envelope means: its body, or the values of its query."""
     given = envelope.payload
     if route.method == "POST" and envelope.query:
         raise InvalidInputError(f"{route.path} takes a payload, not a query.", field="api.endpoint")
     if route.is_free and route.method == "POST":
-        return given
+        return Call(route, given)
     if not isinstance(given, dict | None):
         raise InvalidInputError("`payload` must be a JSON object.", field="payload")
     given = _with_query(envelope) or {}
     if route.is_free:
-        return given
+        return Call(route, given)
     if route.payload is not Options:  # To which a null says something.
         given = {name: entry for name, entry in given.items() if entry is not None}
     if route.payload is None:
         if given:
             raise InvalidInputError(f"{route.path} takes no payload.", field="payload")
-        return None
-    return _shaped(route.payload, given).model_dump(exclude_unset=True)
+        return Call(route, None)
+    shaped = _shaped(route.payload, given)
+    wanted = shaped.output if isinstance(shaped, Drawing) else None
+    return Call(route, shaped.model_dump(exclude_unset=True, exclude={"output"}), wanted)
 
 
 def _with_query(envelope: Envelope) -> Any:

@@ -4,7 +4,11 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
+from schemas.output import Format
+
 Backend = Literal["a1111", "simulator"]
+How = Literal["base64", "url", "volume"]
+"""What `images` holds."""
 ImageKind = Literal["picture", "grid", "mask", "detect_map", "unknown"]
 """What an image of an answer is; unknown for what a script or an extension adds."""
 
@@ -26,25 +30,47 @@ class ModelUsed(TypedDict):
     checked: str
     """Which `hash` of the request was compared with the file: `sha256`, `autov2`, `autov3`, or none."""
     cached: bool
+    fetched_bytes: int
+    """Of them this job brought; the rest was there, or another worker brought it."""
     download_s: float
 
 
 class Timings(TypedDict):
-    """Consecutive slices of the job's time in seconds; the first four add up to the last."""
+    """Consecutive slices of the job's time in seconds, and their sum; docs/api.md says what each is."""
 
     download_s: float
     webui_wait_s: float
+    load_s: float
     generate_s: float
+    encode_s: float
     deliver_s: float
     total_s: float
+    """What the six add up to, to the millisecond."""
+    images_per_s: NotRequired[float]
+    """Pictures by `generate_s`; not there if nothing was generated."""
+    cost: NotRequired[float]
+    """`total_s` at A1111_JOB_PRICE_PER_S, if that is set."""
+
+
+class Delivered(TypedDict):
+    """What the pictures of an answer are, all of them alike."""
+
+    format: Format
+    lossless: bool
+    quality: int | None
+    """Of a format that loses something, 1 to 100."""
+    delivery: How
 
 
 class Result(TypedDict):
     """A finished generation. `images`, `parameters` and `info` are A1111's own."""
 
     images: list[str]
+    """Base64, or as `output.delivery` says URLs, or paths on the network volume."""
     image_kinds: list[ImageKind]
     """Of each of `images`."""
+    output: Delivered | None
+    """None without images."""
     parameters: dict[str, Any]
     info: str
     seed: int

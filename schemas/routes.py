@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.job import Count, Float, Int, Text
+from schemas.output import Output
 
 PREFIX = "/sdapi/v1/"
 OPTIONS = f"{PREFIX}options"
@@ -36,7 +37,14 @@ class Payload(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
 
-class Extras(Payload):
+class Drawing(Payload):
+    """What a route that answers with pictures takes."""
+
+    output: Output = Output()
+    """Ours: how the pictures are wanted."""
+
+
+class Extras(Drawing):
     """What both routes of the Extras tab take."""
 
     resize_mode: Annotated[Int, Field(ge=0, le=1)] = 0
@@ -83,7 +91,7 @@ class Interrogate(Payload):
     """A picture to describe."""
 
     image: str
-    model: Text = "clip"
+    model: Literal["clip", "deepdanbooru"] = "clip"
 
 
 class Progress(Payload):
@@ -108,7 +116,7 @@ class ModuleList(Payload):
     alias_names: bool = False
 
 
-class Detect(Payload):
+class Detect(Drawing):
     """Pictures that a ControlNet module makes maps of."""
 
     controlnet_module: Text = "none"
@@ -129,7 +137,7 @@ class Detect(Payload):
         return value
 
 
-class FaceSwap(Payload):
+class FaceSwap(Drawing):
     """Two pictures whose faces are exchanged. What names files of the server is not taken."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -203,6 +211,8 @@ class Call:
     route: Route
     payload: Any
     """JSON to send, checked; or the values of the query. None: nothing."""
+    output: Output | None = None
+    """How the pictures of the answer are wanted; None: it has none."""
 
 
 def _lists(*entries: tuple[str, str]) -> list[Route]:

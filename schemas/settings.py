@@ -15,8 +15,10 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 
+from schemas.bucket import Addressing, Destination, Keys, address_of
 from schemas.model_ref import Kind
 from schemas.output import LADDER, Delivery, Ladder, PictureFormat, Prefix, Quality
 
@@ -34,6 +36,16 @@ ALIASES = {
     "AWS_DEFAULT_REGION": "A1111_CACHE_S3_REGION",
     "AWS_ENDPOINT_URL_S3": "A1111_CACHE_S3_ENDPOINT",
     "WEBUI_KIND": "A1111_WEBUI_KIND",
+    "A1111_WORKER_PREFETCH": "A1111_JOB_PREFETCH",
+    # Those of the RunPod SDK, and what it has no variable for, in its manner.
+    # Source: runpod-python 1.12.0, serverless/utils/rp_upload.py.
+    "BUCKET_ENDPOINT_URL": "A1111_OUTPUT_BUCKET_ENDPOINT",
+    "BUCKET_ACCESS_KEY_ID": "A1111_OUTPUT_BUCKET_ACCESS_KEY_ID",
+    "BUCKET_SECRET_ACCESS_KEY": "A1111_OUTPUT_BUCKET_SECRET_ACCESS_KEY",
+    "BUCKET_NAME": "A1111_OUTPUT_BUCKET_NAME",
+    "BUCKET_REGION": "A1111_OUTPUT_BUCKET_REGION",
+    "BUCKET_PREFIX": "A1111_OUTPUT_BUCKET_PREFIX",
+    "BUCKET_PUBLIC_URL": "A1111_OUTPUT_BUCKET_PUBLIC_URL",
 }
 
 
@@ -103,9 +115,8 @@ class CacheSettings(Section):
     stall_s: float = Field(30, gt=0, description="Drop a connection that is silent for this long.")
     allowed_hosts: Annotated[tuple[str, ...], CommaList] = Field(
         (),
-        description="Hosts that a reference or an image's URL may name, with their sub-domains, "
-        "separated by commas; "
-        "unset: any public host.",
+        description="Hosts that a reference, an image's URL or an `s3Config` may name, with their "
+        "sub-domains, separated by commas; unset: any public host.",
     )
     allow_private_hosts: bool = Field(
         False, description="Fetch from http:// and from private addresses too (tests, own mirrors)."
@@ -258,10 +269,20 @@ class JobSettings(Section):
         description="Jobs that one worker takes at a time. One generates; the others fetch models "
         "or only ask.",
     )
+    prefetch: bool = Field(
+        False,
+        description="Take a second job while one generates and fetch its models meanwhile; they "
+        "generate in the order in which they came. A1111_WORKER_PREFETCH is the same.",
+    )
     extra_routes: Annotated[tuple[ExtraRoute, ...], CommaList] = Field(
         (),
         description="Routes of A1111 besides those of docs/routes.md that a job may call, as in "
         "`POST /sdapi/v1/create/embedding`, separated by commas; nothing of them is checked.",
+    )
+    scripts: Annotated[tuple[str, ...], CommaList] = Field(
+        (),
+        description="Scripts of A1111 and of extensions besides those of docs/security.md that a job "
+        "may give arguments, as in `x/y/z plot`, separated by commas; nothing of them is checked.",
     )
     options: Annotated[tuple[str, ...], CommaList] = Field(
         (),
@@ -277,6 +298,24 @@ class JobSettings(Section):
     max_input_s: float = Field(
         60, gt=0, description="Longest that fetching the input images of one job may take."
     )
+    price_per_s: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="What a second of this worker costs, in any currency; results then tell their "
+        "`cost`.",
+    )
+
+    @model_validator(mode="after")
+    def _two_if_any(self) -> Self:
+        if self.prefetch and self.concurrency > 2:
+            raise ValueError("A1111_JOB_PREFETCH takes two jobs; leave out A1111_JOB_CONCURRENCY")
+        return self
+
+    @property
+    def at_once(self) -> int:
+        """How many jobs the worker takes at a time."""
+        return 2 if self.prefetch else self.concurrency
 
 
 class OutputSettings(Section):
@@ -312,6 +351,89 @@ class OutputSettings(Section):
     folder: Prefix = Field(
         "outputs", description="Folder on the volume for pictures that are left there."
     )
+    stream: bool = Field(
+        False,
+        description="Hand each picture out as soon as it is there, for RunPod's `/stream`.",
+    )
+    max_chunk_bytes: int = Field(
+        1_000_000, ge=10_000, description="Largest piece of a stream that RunPod carries."
+    )
+    bucket_endpoint: Endpoint | None = Field(
+        None,
+        description="URL of the store that pictures are uploaded to, with or without the bucket's "
+        "name in it; unset, with a name: AWS. BUCKET_ENDPOINT_URL is the same.",
+    )
+    bucket_name: str = Field("", description="The bucket there; BUCKET_NAME is the same.")
+    bucket_region: str = Field(
+        "",
+        description="Its region; unset: as the endpoint says. BUCKET_REGION is the same.",
+    )
+    bucket_prefix: Prefix = Field(
+        "",
+        description="Folder in the bucket for everything that is uploaded; BUCKET_PREFIX is the "
+        "same.",
+    )
+    bucket_addressing: Addressing = Field(
+        "auto",
+        description="Where the bucket's name stands in a URL: `path`, `virtual` (in front of the "
+        "host), or `auto`: as the endpoint has it.",
+    )
+    bucket_access_key_id: SecretStr | None = Field(
+        None, description="Key for the bucket; BUCKET_ACCESS_KEY_ID is the same."
+    )
+    bucket_secret_access_key: SecretStr | None = Field(
+        None, description="Its secret; BUCKET_SECRET_ACCESS_KEY is the same."
+    )
+    bucket_session_token: SecretStr | None = Field(
+        None, description="For temporary keys; links end with them."
+    )
+    bucket_public_url: Endpoint | None = Field(
+        None,
+        description="What links begin with where everybody may read the bucket, as in "
+        "`https://pictures.example.com`; unset: links are signed. BUCKET_PUBLIC_URL is the same.",
+    )
+    link_ttl_s: int = Field(
+        604_800, ge=60, le=604_800, description="How long a signed link opens its picture."
+    )
+    upload_timeout_s: float = Field(
+        120, gt=0, description="Longest that uploading the pictures of one job may take."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        self.destination()
+        return self
+
+    def destination(self) -> Destination | None:
+        """Return the bucket that pictures are uploaded to; None if no setting names one.
+
+        Raises:
+            ValueError: half of it is set.
+        """
+        key, secret = self.bucket_access_key_id, self.bucket_secret_access_key
+        named = self.bucket_endpoint or self.bucket_name
+        if not (named or key or secret):
+            return None
+        if not (named and key and secret):
+            raise ValueError(
+                "a bucket needs BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and"
+                " BUCKET_ENDPOINT_URL or BUCKET_NAME"
+            )
+        try:
+            address = address_of(
+                self.bucket_endpoint or "",
+                self.bucket_name,
+                self.bucket_region,
+                self.bucket_addressing,
+            )
+        except ValueError as error:
+            raise ValueError(f"BUCKET_ENDPOINT_URL and BUCKET_NAME: {error}") from None
+        keys = Keys(
+            access_key_id=key,
+            secret_access_key=secret,
+            session_token=self.bucket_session_token,
+        )
+        return Destination(address, keys, self.bucket_prefix, self.bucket_public_url)
 
 
 class LogSettings(Section):
@@ -319,6 +441,9 @@ class LogSettings(Section):
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe message that is logged."
+    )
+    prompts: bool = Field(
+        False, description="Let prompts be read in the log, where they would appear in it."
     )
 
 
@@ -342,7 +467,8 @@ class Settings(Section):
                 (a misspelt name must not silently become the default).
         """
         values = {ALIASES[name]: text for name, text in environ.items() if name in ALIASES}
-        values |= {name: text for name, text in environ.items() if name.startswith(PREFIX)}
+        ours = {name for name in environ if name.startswith(PREFIX)} - ALIASES.keys()
+        values |= {name: environ[name] for name in ours}
         sections: dict[str, dict[str, str]] = {}
         for name, text in values.items():
             if text:

@@ -73,6 +73,23 @@ class WebuiClient:
         return self._call("POST", route, body, timeout_s)
 
     def _call(self, method: str, route: str, body: Any, timeout_s: float | None) -> Any:
+        status, data = self._asked(method, route, body, timeout_s)
+        if status >= 400:
+            raise failure(status, data)
+        try:
+            text = data.decode("utf-8", "surrogatepass")
+            # Else there would be three of it while it is parsed, and it may be a hundred megabytes.
+            del data
+            return json.loads(text)
+        except ValueError as error:
+            raise BackendFailedError(
+                f"A1111 answered {route} with something else than JSON."
+            ) from error
+
+    def _asked(
+        self, method: str, route: str, body: Any, timeout_s: float | None
+    ) -> tuple[int, bytes]:
+        """Return the status and the whole body of an answer."""
         try:
             with self._session.request(
                 method,
@@ -100,9 +117,7 @@ class WebuiClient:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise BackendCrashedError(f"A1111 closed the connection during {route}.") from error
         _require_whole(data, expected, route)
-        if response.ok:
-            return _parsed(data, route)
-        raise failure(response.status_code, data)
+        return response.status_code, data
 
 
 def _require_whole(data: bytes, expected: str | None, route: str) -> None:
@@ -119,15 +134,6 @@ def _is_refusal(error: requests.ConnectionError) -> bool:
     """Tell whether the connection was never made."""
     cause = getattr(error.args[0], "reason", None) if error.args else None
     return isinstance(cause, urllib3.exceptions.NewConnectionError)
-
-
-def _parsed(data: bytes, route: str) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise BackendFailedError(
-            f"A1111 answered {route} with something else than JSON."
-        ) from error
 
 
 def failure(status: int, data: bytes) -> WorkerError:

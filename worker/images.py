@@ -14,6 +14,7 @@ from PIL import Image
 
 from schemas.errors import InvalidInputError
 from schemas.job import Generation, Img2Img
+from worker import exif
 
 # Sizes are judged by `max_pixels` before any pixel is decoded, so Pillow's own warning is not needed.
 Image.MAX_IMAGE_PIXELS = None
@@ -32,8 +33,6 @@ SINGLE_FIELDS = ("mask", "latent_mask", "firstpass_image")
 """Of a request: each holds one image; `init_images` holds several."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-
-_EXIF = 0x8769  # where the comment is; Exif 2.3, 4.6.3
 _PREVIEW_SIDE_PX = 256
 _PREVIEW_QUALITY = 60
 
@@ -112,19 +111,24 @@ def size_px(picture: str) -> tuple[int, int]:
 
 
 def texts(text: str) -> list[str]:
-    """Return every text that a picture of ours, as base64, carries: chunks, comments, EXIF."""
+    """Return every text that a picture of ours, as base64, carries: chunks, comments, EXIF.
+
+    What may be read in several ways is there in each: first as A1111 reads it.
+    """
     found: list[str] = []
     try:
         with Image.open(io.BytesIO(base64.b64decode(text)), formats=FORMATS) as picture:
             picture.load()
-            exif = picture.getexif()
-            held = [*picture.info.values(), *exif.values(), *exif.get_ifd(_EXIF).values()]
+            tags = picture.getexif()
+            inner = tags.get_ifd(exif.INNER)
+            held = [*picture.info.values(), *tags.values(), *inner.values()]
     except BROKEN:
         return found
     for value in held:
         if isinstance(value, str):
             found.append(value)
         elif isinstance(value, bytes):
+            found.append(exif.comment(value))
             found += [value.decode(code, "ignore") for code in ("utf-8", "utf-16-be", "utf-16-le")]
     return found
 

@@ -2,16 +2,24 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from threading import Event
 from typing import Any
 
 from model_cache.cache import ModelCache
 from schemas.commands import Command
-from schemas.errors import BackendFailedError, BackendOutOfMemoryError, WorkerError
+from schemas.errors import (
+    BackendFailedError,
+    BackendOutOfMemoryError,
+    UploadFailedError,
+    WorkerError,
+)
 from schemas.job import Generation
 from schemas.model_ref import stem_of
+from schemas.output import Output
 from schemas.request import parse
 from schemas.result import ModelUsed, Result
 from schemas.routes import Call
@@ -25,10 +33,13 @@ from worker.commands import Commands
 from worker.defaults import Defaults
 from worker.health import Health
 from worker.links import LinkFolder
+from worker.parcel import Errand, Sent
 from worker.prepare import Caller, Preparation, Prepared
 from worker.session import Session
+from worker.stream import Emit, Stream, joined, parts_of, share_of
 from worker.watch import Attendants, Patience, Report, Watcher
 from worker.webui import State, Webui
+from worker.wish import Wish, Wishes, limit_bytes
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +86,7 @@ class Runner:
         self._calls = Calls(
             client, self.access, self._watcher, self._preparation, self._defaults, settings
         )
+        self._wishes = Wishes(settings)
         self.health = Health(settings, cache, client, webui)
         self._commands = Commands(
             self.health,
@@ -88,6 +100,21 @@ class Runner:
         """Link every model of every root, so that A1111's lists show them; before it starts, ideally."""
         self._preparation.show_models()
 
+    def check_storage(self) -> None:
+        """Prove that pictures can be uploaded, where storage is set; what hinders that is logged.
+
+        The worker goes on without: an upload that fails is passed by, and its job says so.
+        """
+        bucket = self._wishes.bucket
+        if bucket is None:
+            return
+        try:
+            bucket.check()
+        except UploadFailedError as error:
+            log.error(f"Pictures cannot be uploaded: {error}")  # noqa: TRY400 - the message says it
+        else:
+            log.info("Pictures can be uploaded.")
+
     def warm_up(self, cancelled: Event) -> None:
         """Load the default checkpoint; what hinders that is logged, and left to the jobs."""
         start = time.monotonic()
@@ -98,33 +125,80 @@ class Runner:
         else:
             log.info(f"The default checkpoint was loaded in {time.monotonic() - start:.1f} s.")
 
-    def run(self, job: dict[str, Any], cancelled: Event, report: Report) -> Any:
+    def run(
+        self, job: dict[str, Any], cancelled: Event, report: Report, emit: Emit | None = None
+    ) -> Any:
         """Return the answer to one RunPod job, in JSON values: a `Result`, or what a call answers.
 
-        Blocks; call it in a thread. `report` gets progress as JSON objects, from any thread.
+        Blocks; call it in a thread. `report` gets progress as JSON objects, from any thread. So does
+        `emit` the pictures of a generation, each as soon as it is there; the answer has none then.
 
         Raises:
             WorkerError: whatever the caller should be told.
         """
-        clock, job_id = Clock(), str(job.get("id", ""))
+        clock, job_id = Clock(self._settings.job.price_per_s), str(job.get("id", ""))
         request = parse(job.get("input"), self._settings.job)
         asked = request.job
-        answer: Any
         if isinstance(asked, Command):
+            self.access.line.leave()
             answer = self._commands.run(asked, cancelled, report)
-        else:
-            with self.health.running(job_id, report) as noted, ExitStack() as held:
-                caller = Caller(cancelled, noted, held)
-                if isinstance(asked, Call):
-                    answer = self._calls.run(asked, caller)
-                else:
-                    answer = self._generated(asked, request.warnings, caller, clock)
-        output.require_fitting(answer, job_id, self._settings.output)
-        return answer
+            return output.fitting(answer, limit_bytes(job_id, self._settings.output))
+        wish = self._wishes.of(asked.output or Output(), job)
+        with self.health.running(job_id, report) as noted, ExitStack() as held:
+            errand = Errand(Caller(cancelled, noted, held), clock)
+            if isinstance(asked, Call):
+                return self._called(asked, wish, errand)
+            output.foresee(wish, asked)
+            prepared = self._prepared(asked, request.warnings, errand)
+            if emit is not None:
+                return self._streamed(prepared, wish, emit, errand)
+            with self._turn(errand):
+                answer = self._drawn(prepared, errand)
+            return output.send(
+                answer["images"],
+                wish,
+                lambda sent: self._result(sent, answer, prepared, clock),
+                errand,
+            )
 
-    def _generated(
-        self, job: Generation, warnings: Sequence[str], caller: Caller, clock: Clock
-    ) -> Result:
+    def _streamed(self, prepared: Prepared, wish: Wish, emit: Emit, errand: Errand) -> Any:
+        """Return the answer without its pictures, which are handed out while it is made."""
+        parts, answers = parts_of(prepared), []
+        most = self._settings.output.max_chunk_bytes
+        with Stream(wish, emit, errand, most, len(parts)) as stream, self._turn(errand):
+            for number, part in enumerate(parts):
+                share = share_of(errand, number, len(parts))
+                drawn = self._drawn(replace(prepared, job=part), share)
+                stream.add(drawn, is_last=part is parts[-1])
+                answers.append({**drawn, "images": []})
+        answer = joined(prepared.job, answers)
+        result = self._result(Sent([], None), answer, prepared, errand.clock)
+        result["image_kinds"] = []
+        return output.fitting(result, stream.left_bytes)
+
+    def _called(self, call: Call, wish: Wish, errand: Errand) -> Any:
+        """Return A1111's own answer to `call`, with the pictures in it as the caller wants them."""
+        if not call.route.in_turn:
+            self.access.line.leave()
+        answer = self._calls.run(call, errand.caller)
+        key = _picture_key(answer) if call.output is not None else None
+        if key is None:
+            return output.fitting(answer, wish.limit_bytes)
+        pictures = [answer["image"]] if key == "image" else answer["images"]
+        return output.send(
+            pictures,
+            wish,
+            lambda sent: {
+                **answer,
+                key: sent.images[0] if key == "image" else sent.images,
+                **({"warnings": [*sent.warnings]} if sent.warnings else {}),
+            },
+            errand,
+        )
+
+    def _prepared(self, job: Generation, warnings: Sequence[str], errand: Errand) -> Prepared:
+        """Return the job with all that it needs, judged to be possible."""
+        caller = errand.caller
         job, told = self._defaults.applied(job)
         job = inputs.brought(job, self._settings, caller.cancelled)
         if self._webui.state is not State.STARTING:
@@ -133,25 +207,27 @@ class Runner:
                 caller.cancelled, lambda session: self._preparation.check(job, session)
             )
         found = self._preparation.fetch(job, caller)
-        clock.lap("download_s")
+        errand.clock.lap("download_s")
         prepared = self.access.asked(
             caller.cancelled,
             lambda session: self._preparation.complete(job, found, session, caller),
         )
         prepared.warnings[:0] = [*warnings, *told]
-        answer, info = self._in_turn(prepared, clock, caller)
-        clock.lap("generate_s")
-        return self._result(answer, info, prepared, clock)
+        return prepared
 
-    def _in_turn(
-        self, prepared: Prepared, clock: Clock, caller: Caller
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return A1111's answer and the `info` in it, both found to be right."""
-        with self.access.turn(caller.cancelled):
-            clock.lap("webui_wait_s")
-            return self.access.again(
-                lambda: self._generate(self._told(prepared, caller), prepared, caller)
-            )
+    @contextmanager
+    def _turn(self, errand: Errand) -> Iterator[None]:
+        with self.access.turn(errand.caller.cancelled):
+            errand.clock.lap("webui_wait_s")
+            yield
+
+    def _drawn(self, prepared: Prepared, errand: Errand) -> dict[str, Any]:
+        """Return A1111's answer, found to be right, with `image_kinds` beside. It is our turn."""
+        answer = self.access.again(
+            lambda: self._generate(self._told(prepared, errand.caller), prepared, errand)
+        )
+        errand.clock.lap("generate_s")
+        return answer
 
     def _told(self, prepared: Prepared, caller: Caller) -> Session:
         """Return the session once A1111 can be asked and knows of the job's files."""
@@ -164,9 +240,8 @@ class Runner:
 
         return self.access.asked(caller.cancelled, tell)
 
-    def _generate(
-        self, session: Session, prepared: Prepared, caller: Caller
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _generate(self, session: Session, prepared: Prepared, errand: Errand) -> dict[str, Any]:
+        caller, clock = errand.caller, errand.clock
         patience = self._patience(prepared)
         asked = overrides.checked(prepared.job.override_settings, session.originals)
         options = session.options(asked) | prepared.controls.options
@@ -180,20 +255,23 @@ class Runner:
             ),
             previews=prepared.job.previews,
             loads=prepared.checkpoint_name,
+            on_sampling=partial(clock.lap, "load_s") if session.loads(prepared.chosen) else None,
         )
         is_first = session.switches == 0
         session.begin(prepared.chosen, prepared.vae)
         try:
             if is_first:
                 self._select(prepared, patience, attendants)
+                clock.lap("load_s")
             answer = self._watcher.post(payload.route(prepared.job), body, patience, attendants)
-            info = self._checked(answer, session, prepared)
+            self._check(answer, session, prepared)
         except WorkerError as error:
             self._mend(session, error)
             raise
         session.end(prepared.chosen)
         self.access.served(session)
-        return answer, info
+        checked: dict[str, Any] = answer
+        return checked
 
     def _select(self, prepared: Prepared, patience: Patience, attendants: Attendants) -> None:
         """Make A1111 load the checkpoint of its first job, which it else does after its default one.
@@ -238,7 +316,8 @@ class Runner:
         else:
             self.access.replace_worn(session)
 
-    def _checked(self, answer: Any, session: Session, prepared: Prepared) -> dict[str, Any]:
+    def _check(self, answer: Any, session: Session, prepared: Prepared) -> None:
+        """Raise unless `answer` is what was asked for; put `image_kinds` beside it."""
         info = check.info_of(answer)
         checkpoint = prepared.checkpoint
         check.require_checkpoint(info, stem_of(prepared.chosen.checkpoint), checkpoint.sha256)
@@ -251,15 +330,16 @@ class Runner:
         job = prepared.job
         options = {**session.originals, **job.override_settings}
         answer["image_kinds"] = kinds.settled(answer, job, prepared.controls, options)
-        return info
 
     def _result(
-        self, answer: Any, info: dict[str, Any], prepared: Prepared, clock: Clock
+        self, sent: Sent, answer: dict[str, Any], prepared: Prepared, clock: Clock
     ) -> Result:
+        info = check.info_of(answer)
         cached = self._cache.info()
         return Result(
-            images=answer["images"],
+            images=sent.images,
             image_kinds=answer["image_kinds"],
+            output=sent.output,
             parameters=answer["parameters"],
             info=answer["info"],
             seed=info["seed"],
@@ -270,10 +350,16 @@ class Runner:
                 "total_cache_size_mb": cached.total_cache_size_mb,
             },
             models=_used(prepared),
-            warnings=prepared.warnings,
-            timings=clock.timings(),
+            warnings=[*prepared.warnings, *sent.warnings],
+            timings=clock.timings(answer["image_kinds"].count("picture")),
             backend=self._client.backend,
         )
+
+
+def _picture_key(answer: Any) -> str | None:
+    """Return where A1111's answer to a call holds its pictures, None if it has none."""
+    found = [name for name in ("image", "images") if isinstance(answer, dict) and answer.get(name)]
+    return found[0] if found else None
 
 
 def _used(prepared: Prepared) -> list[ModelUsed]:
@@ -285,6 +371,7 @@ def _used(prepared: Prepared) -> list[ModelUsed]:
             sha256=ensured.model.sha256,
             checked=ensured.checked,
             cached=ensured.cached,
+            fetched_bytes=ensured.bytes_fetched,
             download_s=round(ensured.download_s, 3),
         )
         for field, ensured in prepared.found.items()
@@ -292,7 +379,13 @@ def _used(prepared: Prepared) -> list[ModelUsed]:
     named = {ensured.model.path for ensured in prepared.found.values()}
     by_tag = [
         ModelUsed(
-            kind="lora", name=name, sha256=lora.sha256, checked="", cached=True, download_s=0.0
+            kind="lora",
+            name=name,
+            sha256=lora.sha256,
+            checked="",
+            cached=True,
+            fetched_bytes=0,
+            download_s=0.0,
         )
         for name, lora in prepared.tagged.loras.items()
         if lora.path not in named

@@ -10,8 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from model_cache.volume import layout
+from schemas.errors import UploadFailedError
 from schemas.settings import CacheSettings, Settings, SettingsError
 from worker import hardware, helpers, preflight, versions, webui_flags
+from worker.bucket import bucket_of
 from worker.places import Places
 
 GB = 1e9
@@ -52,6 +54,7 @@ def survey(environ: Mapping[str, str], places: Places) -> Iterator[Finding]:
     yield Finding("worker", _worker())
     yield from _volume(settings.cache)
     yield from _folders(settings.cache, data_dir)
+    yield from _storage(settings)
     yield Finding("memory", _memory(settings))
     yield from _webui(settings, environ, places)
     yield Finding("data", preflight.data_line(places, data_dir))
@@ -103,6 +106,18 @@ def _folders(cache: CacheSettings, data_dir: Path) -> Iterator[Finding]:
         place = next(path for path in (folder, *folder.parents) if path.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
             yield Finding("disk", f"{folder} cannot be written", Level.PROBLEM)
+
+
+def _storage(settings: Settings) -> Iterator[Finding]:
+    bucket = bucket_of(settings, None)
+    if bucket is None:
+        return
+    try:
+        bucket.check()
+    except UploadFailedError as error:
+        yield Finding("storage", f"pictures cannot be uploaded: {error}", Level.WARNING)
+    else:
+        yield Finding("storage", f"pictures can be uploaded")
 
 
 def _memory(settings: Settings) -> str:

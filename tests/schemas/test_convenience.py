@@ -64,8 +64,6 @@ HIRES = {"hr_scale": 2.0, "hr_upscaler": "Latent", "hr_second_pass_steps": 20}
             {"scheduler": "Exponential", "sampler_name": "DPM++ 2M"},
             id="the type wins",
         ),
-        pytest.param({"fileType": "jpg", "jpeg_quality": 85}, {}, id="file type"),
-        pytest.param({"jpeg_quality": 85}, {}, id="quality alone"),
         pytest.param(
             {"hires": {"enabled": True}},
             {"enable_hr": True, **HIRES, "denoising_strength": 0.4},
@@ -201,8 +199,10 @@ def test_what_contradicts_itself_or_cannot_be_meant_is_refused(
         pytest.param({"model": "a"}, "`model` was taken as `checkpoint`", id="synonym"),
         pytest.param({"image": DATA}, "`image` was taken as `init_images`", id="image"),
         pytest.param({"sampler_name": "DPM ++ SDE"}, "taken as 'DPM++ SDE'", id="sampler"),
-        pytest.param({"fileType": "jpg"}, "Pictures are PNG: `fileType` had", id="JPEG"),
-        pytest.param({"jpeg_quality": 1}, "`jpeg_quality` had no effect", id="quality"),
+        pytest.param({"fileType": "jpg"}, "`output.format` 'jpg', `output.quality` 85", id="JPEG"),
+        pytest.param(
+            {"jpeg_quality": 1}, "`output.format` 'jpeg', `output.quality` 1", id="quality"
+        ),
         pytest.param({"hires": {"enabled": True}}, "`hires` was taken as", id="hires"),
         pytest.param({"hires": {"scale": 2}}, "has no `enabled`", id="hires without enabled"),
         pytest.param({"image": DATA, "hires": {"enabled": True}}, "no meaning beside", id="both"),
@@ -217,6 +217,48 @@ def test_a_change_is_told(given: dict[str, Any], told: str) -> None:
 
 def test_pictures_that_are_png_anyway_need_no_warning() -> None:
     assert request(fileType="PNG", jpeg_quality=85).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"fileType": "jpg"}, {"format": "jpeg", "quality": 85}),
+        ({"fileType": "JPG", "jpeg_quality": 70}, {"format": "jpeg", "quality": 70}),
+        ({"fileType": "png", "jpeg_quality": 70}, {"format": "png"}),
+        ({"fileType": "webp"}, {"format": "webp", "quality": 85}),
+        ({"jpeg_quality": 60}, {"format": "jpeg", "quality": 60}),
+        (
+            {"fileType": "jpg", "output": {"prefix": "a"}},
+            {"format": "jpeg", "prefix": "a", "quality": 85},
+        ),
+    ],
+)
+def test_a_file_type_says_how_the_pictures_leave(
+    given: dict[str, Any], meant: dict[str, Any]
+) -> None:
+    job = request(**given).job
+
+    assert isinstance(job, Txt2Img)
+    assert job.output.model_dump(exclude_unset=True) == meant
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"fileType": "gif"}, "fileType"),
+        ({"fileType": ["png"]}, "fileType"),
+        ({"fileType": "png", "output": {"format": "jpeg"}}, "fileType"),
+        ({"jpeg_quality": 0}, "output.quality"),
+        ({"output": "png"}, "output"),
+        ({"output": "png", "jpeg_quality": 5}, "output"),
+        ({"output": {"format": "jpeg", "lossless": True}}, "output"),
+        ({"output": {"prefix": "../x"}}, "output.prefix"),
+        ({"output": {"ladder": ["upload", "upload"]}}, "output.ladder"),
+        ({"output": {"size": 1}}, "output.size"),
+    ],
+)
+def test_a_way_that_is_none_is_refused_by_its_name(given: dict[str, Any], field: str) -> None:
+    assert refused(**given) == field
 
 
 def test_an_infotext_says_the_strength_and_the_switch_before_we_do() -> None:

@@ -79,6 +79,7 @@ def test_the_extras_take_what_a1111_takes_with_its_defaults() -> None:
     theirs = {name: entry.get("default") for name, entry in schema["properties"].items()}
 
     ours = {name: info.default for name, info in ExtraSingleImage.model_fields.items()}
+    del ours["output"]
 
     assert ours.keys() == theirs.keys()
     assert {name: ours[name] for name in ours if name != "image"} == {
@@ -262,6 +263,13 @@ def test_a_query_is_refused_where_it_would_be_dropped(
         parse({"api": {"method": "POST", "endpoint": endpoint}, "payload": payload}, JobSettings())
 
     assert caught.value.details["field"] == field
+
+
+def test_a_payload_that_no_api_goes_with_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="`payload` needs `api`") as caught:
+        parse({"payload": {"prompt": "a cat"}}, JobSettings())
+
+    assert caught.value.details["field"] == "api"
 
 
 def test_a_query_beside_a_payload_counts() -> None:

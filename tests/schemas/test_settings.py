@@ -56,3 +56,15 @@ def test_what_differs_from_the_defaults_is_told_without_secrets() -> None:
         "A1111_CACHE_CIVITAI_TOKEN": "set",
         "A1111_WEBUI_EAGER": True,
     }
+
+
+@pytest.mark.parametrize("name", ["A1111_JOB_PREFETCH", "A1111_WORKER_PREFETCH"])
+def test_who_prefetches_takes_two_jobs_at_a_time(name: str) -> None:
+    assert Settings.from_env({name: "1"}).job.at_once == 2
+    assert Settings().job.at_once == 1
+    assert Settings.from_env({"A1111_JOB_CONCURRENCY": "4"}).job.at_once == 4
+
+
+def test_more_jobs_than_two_and_prefetch_contradict_each_other() -> None:
+    with pytest.raises(SettingsError, match="A1111_JOB_CONCURRENCY"):
+        Settings.from_env({"A1111_JOB_PREFETCH": "true", "A1111_JOB_CONCURRENCY": "3"})

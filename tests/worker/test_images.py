@@ -2,6 +2,7 @@ import base64
 import io
 from typing import Any
 
+import piexif
 import pytest
 from PIL import Image
 
@@ -9,7 +10,7 @@ from schemas.errors import InvalidInputError
 from schemas.job import Img2Img
 from schemas.settings import JobSettings
 from tests.parsing import parse
-from worker.images import checked, image
+from worker.images import checked, image, texts
 
 
 def encoded(kind: str = "PNG", size: tuple[int, int] = (16, 8)) -> str:
@@ -90,3 +91,26 @@ def test_every_image_field_is_looked_at() -> None:
         "latent_mask": PICTURE,
         "firstpass_image": PICTURE,
     }
+
+
+@pytest.mark.parametrize(
+    ("comment", "text"),
+    [
+        pytest.param(b"UNICODE\0" + "猫 😀".encode("utf-16-be"), "猫 😀", id="as A1111"),
+        pytest.param(b"UNICODE\0\xd8\x3d\0a", "\ufffda", id="half a character"),
+        pytest.param(b"ASCII\0\0\0a cat", "a cat", id="ASCII"),
+        pytest.param(b"JIS\0\0\0\0\0" + "猫".encode("shift_jis"), "猫", id="JIS"),
+        pytest.param("a café".encode(), "a café", id="no code"),
+    ],
+)
+def test_a_comment_is_read_as_a1111_reads_it(comment: bytes, text: str) -> None:
+    exif = piexif.dump({"Exif": {piexif.ExifIFD.UserComment: comment}})
+    for kind in ("JPEG", "WEBP", "AVIF"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, kind, exif=exif)
+
+        assert text in texts(base64.b64encode(buffer.getvalue()).decode())
+
+
+def test_what_is_no_picture_has_no_texts() -> None:
+    assert texts(PICTURE[:50]) == []

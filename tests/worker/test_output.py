@@ -1,46 +1,87 @@
+import base64
+import io
 import json
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from schemas.errors import BackendFailedError, OutputTooLargeError
-from schemas.settings import OutputSettings
-from worker.output import require_fitting, size_bytes
+from schemas.errors import (
+    BackendFailedError,
+    InvalidInputError,
+    JobCancelledError,
+    OutputTooLargeError,
+)
+from schemas.job import Txt2Img
+from schemas.output import Output
+from schemas.settings import CacheSettings, OutputSettings, Settings
+from worker import output
+from worker.clock import Clock
+from worker.output import fitting, foresee, send, size_bytes
+from worker.parcel import Errand, Sent
+from worker.prepare import Caller
+from worker.wish import Wish, Wishes
 
-LIMITS = OutputSettings(max_run_bytes=1000, max_runsync_bytes=2000)
+Send = Callable[..., Any]
+
+
+def noise(side: int = 64, seed: int = 1, mode: str = "RGB") -> str:
+    """Return a PNG, as base64, that nothing makes much smaller without loss."""
+    data = random.Random(seed).randbytes(side * side * len(mode))
+    png = io.BytesIO()
+    Image.frombytes(mode, (side, side), data).save(png, "PNG")
+    return base64.b64encode(png.getvalue()).decode()
+
+
+def cloudy(side: int = 96) -> str:
+    """Return a PNG, as base64, that WebP packs better: a smooth picture with a little noise."""
+    picture = Image.radial_gradient("L").resize((side, side)).convert("RGB")
+    speckle = Image.frombytes("L", (side, side), random.Random(7).randbytes(side * side))
+    picture = Image.blend(picture, speckle.convert("RGB"), 0.02)
+    png = io.BytesIO()
+    picture.save(png, "PNG", compress_level=1)
+    return base64.b64encode(png.getvalue()).decode()
+
+
+def made(sent: Sent) -> dict[str, Any]:
+    return {"images": sent.images, "output": sent.output, "warnings": [*sent.warnings]}
+
+
+def opened(image: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(image)))
+
+
+@pytest.fixture
+def wishes(tmp_path: Path) -> Callable[..., Wish]:
+    """Return a maker of wishes: `output`, the field; `limit`, of the answer in bytes; settings."""
+
+    def make(field: dict[str, Any], limit: int, volume: bool = True, **settings: Any) -> Wish:
+        cache = CacheSettings(volume=tmp_path, local_root=tmp_path / "" if not volume else Path("/x"))
+        whole = Settings(cache=cache, output=OutputSettings(max_run_bytes=limit, **settings))
+        return Wishes(whole).of(Output.model_validate(field), {"id": "job-1"})
+
+    return make
+
+
+@pytest.fixture
+def errand() -> Errand:
+    return Errand(Caller(Event(), lambda _: None, ExitStack()), Clock())
 
 
 @given(st.lists(st.text()), st.dictionaries(st.text(), st.text() | st.integers()))
 def test_the_measure_is_what_the_sdk_sends(images: list[str], rest: dict[str, Any]) -> None:
-    quoted = json.dumps(images, ensure_ascii=False)
-    if any(image.isascii() and json.dumps(image) != f'"{image}"' for image in images):
-        return  # not base64
     result = {**rest, "images": images}
-    sent = json.dumps({"output": result}, ensure_ascii=False).encode()
 
-    assert size_bytes(result) >= len(quoted.encode())
-    if all(image.isascii() for image in images):
-        assert size_bytes(result) == len(sent)
+    sent = json.dumps({"output": result}, ensure_ascii=False).encode(errors="surrogatepass")
 
-
-def test_a_result_over_the_limit_is_refused_with_the_figures() -> None:
-    with pytest.raises(OutputTooLargeError) as caught:
-        require_fitting({"images": ["x" * 1500]}, "job-1", LIMITS)
-
-    assert caught.value.details["limit_bytes"] == 1000
-    assert caught.value.details["size_bytes"] > 1500
-
-
-def test_a_runsync_job_may_be_larger() -> None:
-    require_fitting({"images": ["x" * 1500]}, "sync-1", LIMITS)
-
-
-@pytest.mark.parametrize("value", [float("nan"), b"bytes", "\ud800"])
-def test_what_json_cannot_say_is_an_error_not_a_loss(value: object) -> None:
-    with pytest.raises(BackendFailedError):
-        require_fitting({"images": [], "parameters": {"x": value}}, "job-1", LIMITS)
+    assert size_bytes(result) == len(sent)
 
 
 @pytest.mark.parametrize("value", [None, "text", 5, [], [{"name": "Euler"}], {"image": "é"}])
@@ -48,6 +89,229 @@ def test_every_answer_of_a1111_is_measured_as_it_is_sent(value: Any) -> None:
     assert size_bytes(value) == len(json.dumps({"output": value}, ensure_ascii=False).encode())
 
 
-def test_a_list_over_the_limit_is_refused() -> None:
+def test_an_answer_exactly_at_the_limit_goes_and_one_byte_over_does_not() -> None:
+    answer = {"images": ["x" * 1500]}
+    limit = size_bytes(answer)
+
+    assert fitting(answer, limit) is answer
+    with pytest.raises(OutputTooLargeError) as caught:
+        fitting(answer, limit - 1)
+    assert caught.value.details["size_bytes"] == limit
+    assert caught.value.details["limit_bytes"] == limit - 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), b"bytes", "\ud800"])
+def test_what_json_cannot_say_is_an_error_not_a_loss(value: object) -> None:
+    with pytest.raises(BackendFailedError):
+        fitting({"images": [], "parameters": {"x": value}}, 1000)
+
+
+def test_pictures_that_fit_are_not_touched(wishes: Callable[..., Wish], errand: Errand) -> None:
+    images = [noise(seed=1), noise(seed=2)]
+
+    answer = send(images, wishes({}, 100_000), made, errand)
+
+    assert answer["images"] == images
+    assert answer["warnings"] == []
+    assert answer["output"] == {
+        "format": "png",
+        "lossless": True,
+        "quality": None,
+        "delivery": "base64",
+    }
+
+
+def test_pictures_that_are_too_large_become_webp_with_the_same_pixels(
+    wishes: Callable[..., Wish], errand: Errand
+) -> None:
+    image = cloudy()
+
+    answer = send([image], wishes({}, len(image)), made, errand)
+
+    assert answer["output"]["format"] == "webp"
+    assert opened(answer["images"][0]).convert("RGB").tobytes() == opened(image).tobytes()
+    assert f"RunPod carries {len(image)}" in answer["warnings"][0]
+
+
+def test_pictures_that_nothing_makes_smaller_go_to_the_volume(
+    wishes: Callable[..., Wish], errand: Errand, tmp_path: Path
+) -> None:
+    images = [noise(seed=1), noise(seed=2)]
+
+    answer = send(images, wishes({"prefix": "people/ann"}, 2_000), made, errand)
+
+    assert answer["output"]["delivery"] == "volume"
+    assert answer["images"] == [
+        str(tmp_path / "outputs" / "people" / "ann" / "job-1" / f"{index}.png") for index in (0, 1)
+    ]
+    kept = [base64.b64encode(Path(path).read_bytes()).decode() for path in answer["images"]]
+    assert kept == images
+
+
+def test_nothing_is_lost_of_the_picture_unless_the_caller_allows_it(
+    wishes: Callable[..., Wish], errand: Errand
+) -> None:
+    image = noise()
+
+    with pytest.raises(OutputTooLargeError) as caught:
+        send([image], wishes({}, 9_000, volume=False), made, errand)
+    assert caught.value.details["tried"] == ["inline", "lossless_webp"]
+
+    answer = send([image], wishes({"allow_lossy": True}, 9_000, volume=False), made, errand)
+    assert answer["output"]["lossless"] is False
+    assert f"quality {answer['output']['quality']}" in answer["warnings"][0]
+
+
+def test_the_quality_sinks_no_lower_than_the_floor(
+    wishes: Callable[..., Wish], errand: Errand
+) -> None:
+    def arrives(limit: int, floor: int) -> int:
+        wish = wishes({"format": "jpeg"}, limit, volume=False, min_quality=floor)
+        quality: int = send([noise()], wish, made, errand)["output"]["quality"]
+        return quality
+
+    sizes = {
+        quality: size_bytes(
+            send([noise()], wishes({"format": "jpeg", "quality": quality}, 10**6), made, errand)
+        )
+        for quality in (80, 65, 50)
+    }
+
+    assert sizes[80] > sizes[65] > sizes[50]
+    assert arrives(sizes[80], floor=50) == 80
+    assert arrives(sizes[50] + 300, floor=50) == 50
     with pytest.raises(OutputTooLargeError):
-        require_fitting(["x" * 1500], "job-1", LIMITS)
+        arrives(sizes[50] - 300, floor=50)
+
+
+@pytest.mark.parametrize(
+    ("field", "arrives_by"),
+    [
+        pytest.param({"ladder": ["volume", "lossless_webp"]}, "volume", id="the request's order"),
+        pytest.param({"delivery": "base64"}, "base64", id="base64 alone"),
+        pytest.param({"ladder": ["lossless_webp"]}, "base64", id="one step"),
+    ],
+)
+def test_the_request_chooses_the_ladder(
+    field: dict[str, Any], arrives_by: str, wishes: Callable[..., Wish], errand: Errand
+) -> None:
+    image = cloudy()
+
+    answer = send([image], wishes(field, len(image)), made, errand)
+
+    assert answer["output"]["delivery"] == arrives_by
+
+
+def test_pictures_go_to_the_volume_at_once_when_that_is_asked_for(
+    wishes: Callable[..., Wish], errand: Errand
+) -> None:
+    answer = send([noise()], wishes({"delivery": "volume"}, 10**6), made, errand)
+
+    assert Path(answer["images"][0]).is_file()
+    assert answer["warnings"] == []
+
+
+def test_a_job_that_is_done_twice_leaves_its_pictures_once(
+    wishes: Callable[..., Wish], errand: Errand, tmp_path: Path
+) -> None:
+    wish = wishes({"delivery": "volume"}, 10**6)
+
+    send([noise(seed=1)], wish, made, errand)
+    answer = send([noise(seed=2)], wish, made, errand)
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == [Path(answer["images"][0])]
+    assert base64.b64encode(files[0].read_bytes()).decode() == noise(seed=2)
+
+
+def test_a_volume_that_is_gone_is_passed_by_with_a_warning(
+    wishes: Callable[..., Wish], errand: Errand, tmp_path: Path
+) -> None:
+    wish = wishes({"delivery": "volume"}, 10**6)
+    tmp_path.rmdir()
+
+    answer = send([noise()], wish, made, errand)
+
+    assert answer["images"] == [noise()]
+    assert "VOLUME_MISSING" in answer["warnings"][0]
+
+
+def test_without_a_network_volume_or_storage_there_is_no_asking_for_them(
+    wishes: Callable[..., Wish],
+) -> None:
+    for delivery in ("volume", "url"):
+        with pytest.raises(InvalidInputError) as caught:
+            wishes({"delivery": delivery}, 1000, volume=False)
+        assert caught.value.details["field"] == "output.delivery"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(noise()[:4000], id="half a picture"),
+        pytest.param(base64.b64encode(b"<html>").decode(), id="a page"),
+        pytest.param("nonsense", id="no base64"),
+        pytest.param("", id="nothing"),
+        pytest.param(None, id="null"),
+    ],
+)
+def test_an_image_that_is_none_is_an_error_that_says_which(
+    broken: Any, wishes: Callable[..., Wish], errand: Errand
+) -> None:
+    with pytest.raises(BackendFailedError, match="Image 1 ") as caught:
+        send([noise(), broken], wishes({}, 10**6), made, errand)
+    assert caught.value.details["image"] == 1
+
+
+def test_a_job_that_is_cancelled_is_not_encoded(wishes: Callable[..., Wish]) -> None:
+    cancelled = Event()
+    cancelled.set()
+    errand = Errand(Caller(cancelled, lambda _: None, ExitStack()), Clock())
+
+    with pytest.raises(JobCancelledError):
+        send([noise()], wishes({"format": "webp"}, 10**6), made, errand)
+
+
+def test_an_answer_without_pictures_is_measured_too(
+    wishes: Callable[..., Wish], errand: Errand
+) -> None:
+    assert send([], wishes({}, 1000), made, errand)["output"] is None
+    with pytest.raises(OutputTooLargeError):
+        send([], wishes({}, 10), made, errand)
+
+
+@pytest.mark.parametrize(
+    ("field", "ends"),
+    [
+        pytest.param({}, True, id="png"),
+        pytest.param({"format": "webp", "lossless": True}, True, id="webp without loss"),
+        pytest.param({"format": "jpeg"}, False, id="jpeg"),
+        pytest.param({"allow_lossy": True}, False, id="loss allowed"),
+    ],
+)
+def test_what_cannot_arrive_is_refused_before_it_is_drawn(
+    field: dict[str, Any], ends: bool, wishes: Callable[..., Wish]
+) -> None:
+    job = Txt2Img(width=4096, height=4096, batch_size=4)
+
+    foresee(wishes(field, 10_000_000), job)  # it may go to the volume
+    alone = wishes(field, 10_000_000, volume=False)
+    if not ends:
+        foresee(alone, job)
+        return
+    with pytest.raises(OutputTooLargeError, match="Nothing was drawn"):
+        foresee(alone, job)
+
+
+def test_hires_fix_counts_when_the_size_is_foreseen(wishes: Callable[..., Wish]) -> None:
+    wish = wishes({}, 1_000_000, volume=False)
+    small = Txt2Img(width=1024, height=1024)
+
+    foresee(wish, small)
+    with pytest.raises(OutputTooLargeError):
+        foresee(wish, small.model_copy(update={"enable_hr": True, "hr_scale": 4.0}))
+
+
+def test_the_ways_are_those_of_the_ladder() -> None:
+    assert output.__doc__ is not None
+    assert all(rung in output.__doc__ for rung in OutputSettings().ladder)

@@ -446,7 +446,7 @@ def test_a_failure_of_a1111_is_typed_and_the_next_job_works(
 def test_a_result_too_large_for_runpod_is_an_error(tmp_path: Path) -> None:
     write_models(tmp_path / "models")
     with running("webui", "--models-dir", tmp_path / "links") as webui:
-        limits = OutputSettings(max_run_bytes=5000)
+        limits = OutputSettings(max_run_bytes=2000, ladder=("lossless_webp",))
         world = World(runner(settings(tmp_path, webui, output=limits)), webui, tmp_path)
 
         with pytest.raises(OutputTooLargeError):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.worker.stores import KEY, SECRET, proxied, refusing
 from worker.__main__ import main
 
 # A1111's interpreter: the real one, with the packages that a test gave it.
@@ -185,6 +186,34 @@ def test_an_a1111_that_is_not_there_is_a_problem(
     assert machine.check() == 1
 
     assert said("webui")[0].startswith("PROBLEM: WEBUI_DIR: there is no A1111")
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (refusing("NoSuchBucket", 404), "WARNING: pictures cannot be uploaded: "),
+        ((200, b""), "pictures can be uploaded"),
+    ],
+)
+def test_storage_is_tried_if_there_is_one(
+    machine: Machine,
+    said: Callable[[str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: tuple[int, bytes],
+    told: str,
+) -> None:
+    machine.check()
+    assert said("storage") == []
+    with proxied("http://127.0.0.1:1") as store:
+        store.faults += [fault]
+        monkeypatch.setenv("BUCKET_ENDPOINT_URL", store.url)
+        monkeypatch.setenv("BUCKET_NAME", "pictures")
+        monkeypatch.setenv("BUCKET_ACCESS_KEY_ID", KEY)
+        monkeypatch.setenv("BUCKET_SECRET_ACCESS_KEY", SECRET)
+
+        machine.check()
+
+    assert said("storage")[0].startswith(told)
 
 
 def test_it_is_one_json_object_on_request(
