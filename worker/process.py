@@ -11,9 +11,13 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import IO
 
+from worker import logs, redact
+from worker.spoken import Limit, Lines
+
 log = logging.getLogger(__name__)
 
 KEPT_LINES = 40
+_READ_BYTES = 65536
 LOOK_S = 0.05
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # What a process printed last may still be on its way when its end is seen.
@@ -25,7 +29,7 @@ class WebuiProcess:
 
     Args:
         pid: process id; it must be a child of this process, so that its end is seen at once.
-        output: what it prints, passed on line by line to our log; None if it prints elsewhere.
+        output: what it prints, passed on to our log, limited by `worker.spoken`; None if it prints elsewhere.
         child: the object that started it, if that is ours: it must not reap by itself.
     """
 
@@ -101,12 +105,28 @@ class WebuiProcess:
                 os.kill(self.pid, number)
 
     def _pass_on(self, output: IO[bytes]) -> None:
+        lines, limit = Lines(), Limit()
         with output:
-            for raw in output:
-                line = raw.decode(errors="replace").rstrip()
-                if line:
-                    self._last.append(line)
-                    log.info(f"webui: {line}")
+            # Not line by line: a bar that redraws itself ends no line until it is full.
+            while data := os.read(output.fileno(), _READ_BYTES):
+                for line in lines.feed(data):
+                    self._take(line, limit)
+            for line in lines.end():
+                self._take(line, limit)
+        _tell_left_out(limit)
+
+    def _take(self, line: str, limit: Limit) -> None:
+        # What is kept may be told to a caller whose prompt it is not.
+        line = redact.text(line)
+        self._last.append(line)
+        if limit.passes(line):
+            _tell_left_out(limit)
+            log.info(f"webui: {line}", extra=logs.fields("webui"))
+
+
+def _tell_left_out(limit: Limit) -> None:
+    if count := limit.left_out():
+        log.warning(f"webui: {count} lines left out", extra=logs.fields("webui", left_out=count))
 
 
 def spawn(argv: list[str], cwd: Path) -> WebuiProcess:
@@ -118,6 +138,11 @@ def spawn(argv: list[str], cwd: Path) -> WebuiProcess:
     if setpriv := shutil.which("setpriv"):
         argv = [setpriv, "--pdeathsig", "KILL", *argv]
     child = subprocess.Popen(
-        argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        argv,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,  # Ctrl-C is for the worker, which ends its child when the job has stopped.
     )
     return WebuiProcess(child.pid, child.stdout, child)

@@ -31,6 +31,8 @@ Report = Callable[[dict[str, Any]], None]
 
 LOOK_S = 0.1
 POLL_S = 1.0
+_LOAD_POLL_S = 0.2
+"""How often it is asked whether a load is over, so that the time of it is known."""
 _INTERRUPT_EVERY_S = 0.5
 _ASK_S = 2.0
 # The connection breaks with the process; a process of its own may hold it open, though.
@@ -71,6 +73,8 @@ class Attendants:
     """Whether the progress holds a small picture."""
     loads: str = ""
     """What is loaded before the first step, for people."""
+    on_sampling: Callable[[], None] | None = None
+    """Called once, when A1111 is first seen to sample; None where it has nothing to load before that."""
     draws: bool = True
     """Whether the request begins by clearing the flag that an interrupt sets, and ends early by it."""
 
@@ -106,7 +110,7 @@ class _Signs:
         shown = tuple(state.get(name) for name in names)
         if shown != self.seen:
             self.seen, self.since = shown, time.monotonic()
-        self.is_sampling = bool(state.get("job"))
+        self.is_sampling = bool(state.get("job")) and not _is_preparing(state)
         self.has_sampled |= self.is_sampling
 
 
@@ -157,14 +161,15 @@ class Watcher:
     ) -> WorkerError | None:
         """Return when the request is over: None, or why its answer is not wanted."""
         start = time.monotonic()
-        signs, ending, next_poll = _Signs(start), None, start + POLL_S
+        signs, ending = _Signs(start), None
+        next_poll = start + _wait_s(signs, attendants)
         while not request.done.wait(LOOK_S):
             now = time.monotonic()
             if attendants.has_ended() and not request.done.wait(_GONE_S):
                 return BackendCrashedError("A1111's process ended.")
             if ending is None and now >= next_poll:
-                next_poll = now + POLL_S
                 self._poll(signs, attendants)
+                next_poll = now + _wait_s(signs, attendants)
             ending = ending or self._due(now - start, now, signs, patience, attendants)
             if ending is None:
                 continue
@@ -219,7 +224,10 @@ class Watcher:
         state = answer.get("state") if isinstance(answer, dict) else None
         if not isinstance(state, dict):
             return
+        had_sampled = signs.has_sampled
         signs.note(state)
+        if signs.has_sampled and not had_sampled and attendants.on_sampling is not None:
+            attendants.on_sampling()
         if signs.is_sampling:
             attendants.report(_sampling(answer, state, previews=attendants.previews))
         elif signs.has_sampled:
@@ -247,6 +255,21 @@ class Watcher:
                 hint="Send the job again.",
             )
         self._has_interrupted = False
+
+
+def _is_preparing(state: dict[str, Any]) -> bool:
+    """Return whether a picture is begun and its checkpoint is still on its way.
+
+    Source: A1111 1.10.1, modules/shared_state.py, begin sets `job_count` to -1; modules/processing.py,
+    process_images loads what the overrides name before process_images_inner counts.
+    """
+    return str(state.get("job")).startswith("scripts_") and state.get("job_count") == -1
+
+
+def _wait_s(signs: _Signs, attendants: Attendants) -> float:
+    """Return how long to wait until A1111's progress is asked again."""
+    is_loading = attendants.on_sampling is not None and not signs.has_sampled
+    return _LOAD_POLL_S if is_loading else POLL_S
 
 
 def _cancelled() -> JobCancelledError:

@@ -3,13 +3,14 @@
 import base64
 import io
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
 
 from simulator import models
 from tests.e2e.conftest import Stack
+from worker.clock import Slice
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +56,10 @@ def test_the_request_of_the_readme_twice_with_one_fetch_per_model(stack: Stack) 
 def test_timings_add_up(stack: Stack) -> None:
     timings = done(stack.runsync(stack.request()))["timings"]
 
-    parts = sum(value for name, value in timings.items() if name != "total_s")
-    assert parts == pytest.approx(timings["total_s"], abs=0.0005)
+    parts = sum(timings[name] for name in get_args(Slice))
+    assert parts == pytest.approx(timings["total_s"], abs=1e-9)
+    assert timings["images_per_s"] == pytest.approx(1 / timings["generate_s"], abs=0.001)
+    assert timings.keys() == {*get_args(Slice), "total_s", "images_per_s"}
 
 
 def test_a_request_without_a_checkpoint_gets_the_only_one(stack: Stack) -> None:

@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 import time
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from worker import redact
 from worker.process import WebuiProcess, spawn
 
 FOREVER = "import time; print('hello', flush=True); time.sleep(60)"
@@ -20,6 +22,41 @@ def test_the_last_words_of_a_dead_child_are_kept() -> None:
 
     assert dying.wait() == 3
     assert dying.last_lines() == "no CUDA here"
+
+
+NOISY = """
+import sys
+for step in range(0, 101, 10):
+    sys.stdout.write(f'\\r{step:3}%|{"#" * (step // 10):10}| {step}/100')
+print()
+for number in range(2000):
+    print('flood', number)
+print('a red fox in the snow, https://host/x?token=1')
+raise SystemExit(3)
+"""
+
+
+def test_its_output_is_tagged_limited_redacted_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        caplog.at_level(logging.INFO),
+        redact.knowing({"input": {"prompt": "a red fox in the snow"}}),
+    ):
+        noisy = child(NOISY)
+        noisy.wait()
+        kept = noisy.last_lines()
+
+    redact.learn({})
+    said = [record.getMessage() for record in caplog.records]
+    assert kept.splitlines()[-2:] == ["flood 1999", "…, https://host/x?…"]
+    assert said[0] == "webui: 100%|##########| 100/100"
+    assert said[1] == "webui: flood 0"
+    passed = [line for line in said if line.startswith("webui: flood")]
+    left_out = [int(line.split()[1]) for line in said if line.endswith(" lines left out")]
+    assert len(passed) < 1000
+    assert len(said) - len(left_out) + sum(left_out) == 2002
+    assert {record.__dict__["fields"]["event"] for record in caplog.records} == {"webui"}
 
 
 def test_the_size_of_a_child_is_known_until_it_ends() -> None:

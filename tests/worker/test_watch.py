@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Timer
@@ -38,11 +38,19 @@ PATIENCE = Patience(total_s=60, stall_s=30, load_s=0, reload_s=0, stop_s=5)
 class World:
     webui: Simulator
     watcher: Watcher
+    folder: Path
     told: list[dict[str, Any]] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
     cancelled: Event = field(default_factory=Event)
 
-    def post(self, patience: Patience = PATIENCE, *, previews: bool = False, **changes: Any) -> Any:
+    def post(
+        self,
+        patience: Patience = PATIENCE,
+        *,
+        previews: bool = False,
+        on_sampling: Callable[[], None] | None = None,
+        **changes: Any,
+    ) -> Any:
         attendants = Attendants(
             self.cancelled,
             self.told.append,
@@ -50,6 +58,7 @@ class World:
             give_up=self.give_up,
             previews=previews,
             loads="tiny",
+            on_sampling=on_sampling,
         )
         return self.watcher.post("txt2img", {**BODY, **changes}, patience, attendants)
 
@@ -71,7 +80,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     with running(
         "webui", "--models-dir", tmp_path, "--step-ms", 20, "--skip-load-model-at-start"
     ) as webui:
-        yield World(webui, Watcher(WebuiClient(webui.url)))
+        yield World(webui, Watcher(WebuiClient(webui.url)), tmp_path)
 
 
 def test_a_death_is_noticed_within_a_second(world: World) -> None:
@@ -232,3 +241,24 @@ def test_progress_tells_steps_and_which_picture(world: World) -> None:
     assert sampling[-1]["detail"].endswith(" of 3")
     assert [told["percent"] for told in sampling] == sorted(told["percent"] for told in sampling)
     assert len(world.told) <= 1 + 50 * 3 * 0.02 + 3
+
+
+def test_the_end_of_a_load_is_seen_once_and_soon(world: World) -> None:
+    world.post(steps=1)
+    files.write_checkpoint(world.folder / "Stable-diffusion" / "other.safetensors", seed="o")
+    world.webui.post("/sdapi/v1/refresh-checkpoints")
+    world.webui.post("/simulator/faults", {"load_s": 1})
+    seen: list[float] = []
+    start = time.monotonic()
+
+    world.post(
+        on_sampling=lambda: seen.append(time.monotonic() - start),
+        steps=50,
+        override_settings={"sd_model_checkpoint": "other"},
+    )
+
+    (load_s,) = seen
+    assert 1 <= load_s < 3
+    # Of a load, A1111 says as little as when it does nothing.
+    assert world.told[0]["stage"] == "loading"
+    assert world.told[-1]["stage"] == "sampling"
