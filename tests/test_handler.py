@@ -1,5 +1,6 @@
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import rp_handler
 import rp_sdk
 from rp_handler import is_developers_machine, with_volume
-from rp_jobs import Jobs, Run, saving
+from rp_jobs import Jobs, Run
 from schemas.errors import (
     BackendCrashedError,
     InvalidInputError,
@@ -109,16 +110,12 @@ def test_a_job_that_ends_within_the_drain_has_its_answer() -> None:
 
 
 @pytest.mark.parametrize("answer", [None, [], [{"name": "Euler"}], "text", True, {}])
-def test_whatever_json_a_job_answers_goes_on_unchanged(answer: Any, tmp_path: Path) -> None:
+def test_whatever_json_a_job_answers_goes_on_unchanged(answer: Any) -> None:
     def answering(*_: object) -> Any:
         return answer
 
     assert asyncio.run(jobs(answering).handle(JOB)) == answer
-
-    async def saved() -> Any:
-        return await saving(jobs(answering).handle, tmp_path)(JOB)
-
-    assert asyncio.run(saved()) == answer
+    assert rp_handler.done(JOB, answering, JobSettings()) == answer
 
 
 def test_a_bug_never_leaks_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
@@ -209,19 +206,59 @@ def test_jobs_do_not_block_the_loop() -> None:
     assert asyncio.run(both()) == {"images": []}
 
 
-def test_a_local_test_leaves_files_and_prints_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+TAKE = {"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1/"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "prompt"),
+    [
+        pytest.param([], {}, "of the file", id="on a laptop"),
+        pytest.param([], TAKE, None, id="on RunPod"),
+        pytest.param(["--test_input", '{"input": {"prompt": "x"}}'], {}, "x", id="an argument"),
+        pytest.param(['--test_input={"input": {"prompt": "x"}}'], TAKE, "x", id="both"),
+        pytest.param(["--rp_serve_api", "--rp_api_port", "1"], {}, None, id="the local API"),
+        pytest.param([], {"RUNPOD_REALTIME_PORT": "1"}, None, id="realtime"),
+    ],
+)
+def test_a_job_is_done_here_where_the_sdk_would_do_it_here(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environ: dict[str, str],
+    prompt: str | None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("test_input.json").write_text('{"input": {"prompt": "of the file"}}')
+    monkeypatch.setattr(sys, "argv", ["rp_handler.py", *arguments])
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
 
-    def work(_job: dict[str, Any], _cancelled: Event, _report: Callable[..., None]) -> Any:
-        return {"images": ["iVBORw0KGgo="], "info": "{}"}
+    job = rp_handler._arguments()[1]
 
-    answer = asyncio.run(saving(jobs(work).handle, Path("output"))(JOB))
+    assert (job and job["input"]["prompt"]) == prompt
 
-    assert answer["images"] == ["output/j-0.png"]
-    assert capsys.readouterr().out == "wrote output/j-0.png\nwrote output/j.json\n"
-    assert json.loads((tmp_path / "output" / "j.json").read_text())["images"] == ["iVBORw0KGgo="]
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["--test_inptu", "{}"], "not of a local run: --test_inptu {}", id="a typo"),
+        pytest.param(
+            ["--rp_serve_api", "--output", "x"], "--output is of a local run", id="serves"
+        ),
+    ],
+)
+def test_an_argument_that_would_do_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rp_handler.py", *arguments])
+
+    with pytest.raises(SystemExit, match="2"):
+        rp_handler._arguments()
+
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

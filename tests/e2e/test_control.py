@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -64,11 +65,35 @@ def test_a_local_test_draws_the_picture_of_test_input(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "SIMULATED" in done.stderr
-    written = re.findall(r"^wrote (.+)$", done.stdout, re.MULTILINE)
-    assert [Path(name).suffix for name in written] == [".png", ".json"]
-    result = json.loads((tmp_path / written[1]).read_text())
-    assert result["backend"] == "simulator"
-    assert (tmp_path / written[0]).read_bytes().startswith(b"\x89PNG")
+    assert "\x1b" not in done.stdout + done.stderr
+    assert max(map(len, done.stdout.splitlines())) < 200
+    picture, record = re.findall(r"output/\S+", done.stdout)
+    assert re.fullmatch(r"output/\d{8}-\d{6}-42\.png", picture)
+    assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    answer = json.loads((tmp_path / record).read_text())["answer"]
+    assert answer["backend"] == "simulator"
+    assert answer["images"] == [Path(picture).name]
+    assert Path(picture).name in (tmp_path / "output" / "index.html").read_text()
+
+
+def test_a_local_run_that_is_ended_is_waited_for_and_leaves_nothing(tmp_path: Path) -> None:
+    job = {"input": {"prompt": "a cat", "steps": 150, "width": 1024, "height": 1024, "n_iter": 16}}
+    worker = subprocess.Popen(
+        [sys.executable, str(ROOT / "rp_handler.py"), "--test_input", json.dumps(job)],
+        cwd=tmp_path,
+        env=plain_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stderr is not None
+    with worker.stderr as log:
+        assert any("A1111 answers after" in line for line in log)
+        worker.send_signal(signal.SIGINT)
+        said = log.read()
+
+    assert worker.wait(30) == 130
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("output/*"))
 
 
 @pytest.mark.parametrize(
@@ -76,8 +101,6 @@ def test_a_local_test_draws_the_picture_of_test_input(tmp_path: Path) -> None:
     [
         pytest.param('{"input": {"checkpoint": "nope"}}', "MODEL_NOT_FOUND", id="bad model"),
         pytest.param("{bad", "--test_input is not JSON", id="bad JSON"),
-        pytest.param("{}", "must be a job", id="no input"),
-        pytest.param("[1]", "must be a job", id="a list"),
     ],
 )
 def test_a_failed_local_test_exits_with_its_error(
