@@ -4,6 +4,7 @@
     /v2/<endpoint>/job-take/<worker>, …               what a worker's SDK calls
     /simulator/env?worker=<id>                        the variables that a worker's process needs
     /simulator/journal, /simulator/faults             what happened; what shall go wrong
+    /simulator/ended?after=<n>                        what became of the jobs that ended, but the first n
     /simulator/reset-journal
 
 Limits, timeouts and retention are the platform's; --time-scale lets its clocks run faster, all of them

@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler
 from simulator.queue import client_side, faults, worker_side
 from simulator.queue.faults import Fault
 from simulator.queue.platform import PLATFORM, Platform
+from simulator.queue.worker_side import TAKEN, TWICE
 
 CONTROL = "/simulator/"
 WORKER_ROUTES = frozenset(
@@ -67,17 +68,30 @@ async def _answer(
     if fault is None:
         return await handler(request)
     await asyncio.sleep(fault.delay_s)
-    if fault.status is None:
-        return await _torn(request, await handler(request), fault.body_s)
+    request[TWICE] = fault.twice
+    if fault.status is None or fault.twice:
+        answer = await handler(request)
+        await asyncio.sleep(fault.late_s)
+        return await _torn(request, answer, fault.body_s)
     if fault.after:
         await handler(request)
-        request.app[PLATFORM].unacknowledged.add(request.match_info.get("job", ""))
+        _forsake(request)
     else:
         await request.read()
     if fault.status == 0 and request.transport is not None:
         request.transport.abort()
         return web.Response()
     return web.Response(status=fault.status, text="This answer was asked to be wrong.")
+
+
+def _forsake(request: web.Request) -> None:
+    """Note that the worker is not told that its result was taken, or not given the jobs that it took."""
+    platform = request.app[PLATFORM]
+    job = platform.queue.jobs.get(request.match_info.get("job", ""))
+    if job is not None:
+        platform.unacknowledged.add(job.id)
+    for lost in (*request.get(TAKEN, ()), *([job] if job is not None else ())):
+        platform.queue.note(lost, "unacknowledged", request.match_info["worker"], platform.now)
 
 
 async def _torn(
@@ -133,6 +147,17 @@ async def _reset_journal(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+async def _ended(request: web.Request) -> web.Response:
+    """Answer what became of the jobs that ended after the first `?after=` ones, in their order."""
+    platform = request.app[PLATFORM]
+    after = int(request.query.get("after", "0"))
+    jobs = [
+        {**job.as_json(), "history": job.history, "duplicates": job.duplicates}
+        for job in platform.queue.ended[after:]
+    ]
+    return web.json_response({"now": platform.now, "jobs": jobs})
+
+
 async def _environment(request: web.Request) -> web.Response:
     worker = request.query.get("worker", "worker-1")
     url = f"{request.scheme}://{request.host}"
@@ -160,6 +185,7 @@ async def _clear_faults(request: web.Request) -> web.Response:
 _CONTROL_ROUTES = [
     web.get(CONTROL + "journal", _journal),
     web.post(CONTROL + "reset-journal", _reset_journal),
+    web.get(CONTROL + "ended", _ended),
     web.get(CONTROL + "env", _environment),
     web.post(CONTROL + "faults", _add_fault),
     web.get(CONTROL + "faults", _list_faults),

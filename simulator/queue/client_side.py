@@ -9,8 +9,9 @@ from typing import Any
 
 from aiohttp import web
 
+from simulator.queue.job import Job
 from simulator.queue.platform import PLATFORM
-from simulator.queue.state import DAY_S, Job
+from simulator.queue.state import DAY_S
 from simulator.queue.worker_side import BASE
 
 WAIT_MS, LEAST_WAIT_MS, MOST_WAIT_MS = 90_000, 1_000, 300_000

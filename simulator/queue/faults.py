@@ -27,8 +27,12 @@ class Fault:
     """How long the answer is held back, in real seconds."""
     body_s: float = 0.0
     """How long the body of a true answer comes after its head, in real seconds."""
+    late_s: float = 0.0
+    """How long a true answer is held back after the request was carried out, in real seconds."""
     after: bool = False
     """The request is carried out and only its answer spoilt, as when a connection breaks late."""
+    twice: bool = False
+    """For `job-take`: what is handed out is handed out once more, to whoever asks next; all else is well."""
     hits: int = 0
 
     def strikes(self, route: str) -> bool:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 
-from simulator.queue.state import Job, JobQueue, Limits
+from simulator.queue.job import Job
+from simulator.queue.state import JobQueue, Limits
 
 if TYPE_CHECKING:
     from simulator.queue.faults import Fault
@@ -163,6 +164,8 @@ class Platform:
                     "answers": job.answers,
                     "stop_pod": job.stop_pod,
                     "progress": job.progress,
+                    "duplicates": job.duplicates,
+                    "history": job.history,
                     "forgotten": job.id not in self.queue.jobs,
                 }
                 for job in jobs

@@ -19,28 +19,14 @@ reports of "job timed out after 1 retries" for jobs that a living worker had dro
 
 import uuid
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from simulator.queue.job import Job, Status
+
 MB = 1_000_000
 DAY_S = 86_400.0
-
-
-class Status(StrEnum):
-    """The states of a job, as `/status` spells them."""
-
-    IN_QUEUE = "IN_QUEUE"
-    IN_PROGRESS = "IN_PROGRESS"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-    TIMED_OUT = "TIMED_OUT"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing more happens to the job by itself."""
-        return self not in {Status.IN_QUEUE, Status.IN_PROGRESS}
 
 
 class Outcome(StrEnum):
@@ -59,6 +45,7 @@ class Limits:
 
     async_bytes: int = 10 * MB
     sync_bytes: int = 20 * MB
+    chunk_bytes: int = MB
     execution_s: float = 600.0
     ttl_s: float = DAY_S
     async_retention_s: float = 1800.0
@@ -72,61 +59,12 @@ class Limits:
         return self.sync_bytes if sync else self.async_bytes
 
 
-@dataclass
-class Job:
-    """One job. Times are of the platform's clock; `progress` are the outputs of progress updates."""
-
-    id: str
-    request: dict[str, Any]
-    sync: bool
-    queued_at: float
-    execution_s: float
-    expires_at: float
-    status: Status = Status.IN_QUEUE
-    worker: str | None = None
-    taken_at: float | None = None
-    named_at: float = 0.0
-    ended_at: float | None = None
-    retries: int = 0
-    takes: int = 0
-    output: Any = None
-    error: Any = None
-    progress: list[Any] = field(default_factory=list)
-    stream: list[Any] = field(default_factory=list)
-    stream_read: int = 0
-    answers: int = 0
-    refused: bool = False
-    """A result came and was refused; the worker thinks that it is done."""
-    stop_pod: bool = False
-    """The worker asked with its result to be replaced."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what `/status` shows. Times are milliseconds."""
-        shown: dict[str, Any] = {"id": self.id, "status": self.status.value}
-        if self.taken_at is not None:
-            shown["delayTime"] = round((self.taken_at - self.queued_at) * 1000)
-            shown["workerId"] = self.worker
-            if self.ended_at is not None:
-                shown["executionTime"] = round((self.ended_at - self.taken_at) * 1000)
-        if self.retries:
-            shown["retries"] = self.retries
-        output = self.output
-        if self.status is Status.IN_PROGRESS and self.progress:
-            output = self.progress[-1]
-        if output is not None:
-            shown["output"] = output
-        if self.error is not None:
-            shown["error"] = self.error
-        return shown
-
-    def for_worker(self) -> dict[str, Any]:
-        """Return what a worker takes: `id`, `input`, and what else the caller put beside it."""
-        beside = {name: value for name, value in self.request.items() if name != "policy"}
-        return {**beside, "id": self.id}
-
-
 class JobQueue:
-    """The jobs of one endpoint."""
+    """The jobs of one endpoint.
+
+    In their histories are: `taken`; for each result the value of an `Outcome`; `given up` when their
+    worker is taken to be lost; the status in which they end; and what `note` adds.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -137,6 +75,9 @@ class JobQueue:
         self.pinged_at: dict[str, float] = {}
         self.unhealthy: dict[str, str] = {}
         self.retried = 0
+        self.ended: list[Job] = []
+        """In the order of their ends; a job that was retried is there again."""
+        self._again: deque[Job] = deque()
 
     def submit(self, request: dict[str, Any], *, sync: bool, now: float) -> Job:
         """Queue a job. `request` is the body of `/run`; its policy must be valid.
@@ -156,10 +97,22 @@ class JobQueue:
         self.waiting.append(job)
         return job
 
-    def take(self, worker: str, count: int, now: float) -> list[Job]:
-        """Hand up to `count` jobs to `worker`, oldest first."""
-        taken = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+    def take(self, worker: str, count: int, now: float, *, twice: bool = False) -> list[Job]:
+        """Hand up to `count` jobs to `worker`, oldest first.
+
+        Those that are taken `twice` are handed out once more, to whoever asks next, unless they have
+        ended by then: as a queue does that delivers at least once. The result that counts is that of
+        the worker that was handed the job last.
+        """
+        again = [job for job in self._again if job.status is Status.IN_PROGRESS]
+        taken, self._again = again[:count], deque(again[count:])
         for job in taken:
+            job.duplicates += 1
+        while self.waiting and len(taken) < count:
+            taken.append(self.waiting.popleft())
+        self._again.extend(taken if twice else ())
+        for job in taken:
+            self.note(job, "taken", worker, now)
             job.status, job.worker, job.taken_at, job.named_at = (
                 Status.IN_PROGRESS,
                 worker,
@@ -196,6 +149,8 @@ class JobQueue:
         is_progress = message.get("status") == Status.IN_PROGRESS
         job.answers += not is_progress
         objection = self._objection(job, worker, size)
+        if not is_progress:
+            self.note(job, objection or Outcome.ACCEPTED, worker, now)
         if objection is None:
             if is_progress:
                 job.progress.append(message.get("output"))
@@ -207,6 +162,15 @@ class JobQueue:
             job.refused = True
         return objection or Outcome.ACCEPTED
 
+    def hand_out(self, worker: str, job: Job, message: dict[str, Any], size: int) -> Outcome | None:
+        """Take a piece of a stream, of `size` bytes; return why it does not count, or None when it does."""
+        objection = self._objection(job, worker, 0)
+        if objection is None and size > self.limits.chunk_bytes:
+            objection = Outcome.TOO_LARGE
+        if objection is None:
+            job.stream.append(message)
+        return objection
+
     def _objection(self, job: Job, worker: str, size: int) -> Outcome | None:
         """Return why a message for `job` does not count, or None when it does."""
         if job.status.is_final:
@@ -214,6 +178,11 @@ class JobQueue:
         if job.worker != worker:
             return Outcome.NOT_THE_HOLDER
         return Outcome.TOO_LARGE if size > self.limits.body(sync=job.sync) else None
+
+    @staticmethod
+    def note(job: Job, what: str, worker: str | None, now: float) -> None:
+        """Write down what happened to a job."""
+        job.history.append((now, str(what), worker))
 
     def refuse(self, job_id: str) -> None:
         """Note that a result for the job came that cannot be read, and so is lost."""
@@ -285,6 +254,7 @@ class JobQueue:
             job.error = "executionTimeout exceeded"
             self._end(job, Status.TIMED_OUT, now)
         elif now - job.named_at >= self.limits.lost_after_s and not job.refused:
+            self.note(job, "given up", job.worker, now)
             if job.retries >= self.limits.retries:
                 job.error = f"job timed out after {job.retries} retries"
                 self._end(job, Status.FAILED, now)
@@ -328,6 +298,7 @@ class JobQueue:
         job.progress.clear()
         self.waiting.append(job)
 
-    @staticmethod
-    def _end(job: Job, status: Status, now: float) -> None:
+    def _end(self, job: Job, status: Status, now: float) -> None:
         job.status, job.ended_at = status, now
+        self.note(job, status, job.worker, now)
+        self.ended.append(job)

@@ -9,10 +9,15 @@ from typing import Any
 
 from aiohttp import web
 
+from simulator.queue.job import Job
 from simulator.queue.platform import PLATFORM, Platform
-from simulator.queue.state import Job, Outcome
+from simulator.queue.state import Outcome
 
 BASE = "/v2/{endpoint}"
+TWICE = web.RequestKey("twice", bool)
+"""Whether the jobs that a take brings are to be handed out once more."""
+TAKEN = web.RequestKey("taken", list[Job])
+"""Which jobs a take brought."""
 
 
 async def _take(request: web.Request) -> web.Response:
@@ -22,11 +27,12 @@ async def _take(request: web.Request) -> web.Response:
     count = int(request.query.get("batch_size", "1")) if is_batch else 1
 
     def jobs() -> list[Job]:
-        return platform.queue.take(worker, count, platform.now)
+        return platform.queue.take(worker, count, platform.now, twice=request.get(TWICE, False))
 
     taken = await platform.until(jobs, platform.options.hold_s)
     if not taken:
         return web.Response(status=204)
+    request[TAKEN] = taken
     platform.notify()
     given = [job.for_worker() for job in taken]
     return web.json_response(given if is_batch else given[0])
@@ -81,7 +87,8 @@ def _judge(platform: Platform, job_id: str, message: dict[str, Any], outcome: Ou
     what = "progress" if is_progress else "result"
     line = f"job-done {job_id}: {what} {outcome}"
     earlier = 0 if job is None else job.answers - (not is_progress)
-    if outcome is Outcome.AFTER_THE_END and earlier and job_id not in platform.unacknowledged:
+    is_told = job_id in platform.unacknowledged or (job is not None and job.duplicates > 0)
+    if outcome is Outcome.AFTER_THE_END and earlier and not is_told:
         platform.journal.violations.append(line)
     else:
         platform.journal.late.append(line)
@@ -89,13 +96,22 @@ def _judge(platform: Platform, job_id: str, message: dict[str, Any], outcome: Ou
 
 async def _stream(request: web.Request) -> web.Response:
     platform = request.app[PLATFORM]
+    worker, journal = request.match_info["worker"], platform.journal
     _check_request_id(request, platform, request.match_info["job"])
     job = platform.job(request.match_info["job"])
+    body = await request.read()
     try:
-        job.stream.append(_parse(await request.read()))
+        message = _parse(body)
     except ValueError as error:
-        platform.journal.violations.append(f"job-stream {job.id}: {error}")
+        journal.violations.append(f"job-stream {job.id}: {error}")
         return _refused(f"body is not JSON: {error}")
+    objection = platform.queue.hand_out(worker, job, message, len(body))
+    if objection is Outcome.TOO_LARGE:
+        journal.violations.append(f"job-stream {job.id}: {objection}: {len(body)} bytes")
+        return _refused(f"exceeded max chunk size: {len(body)} bytes")
+    if objection is not None:
+        lines = journal.violations if job.answers else journal.late
+        lines.append(f"job-stream {job.id}: {objection}")
     platform.notify()
     return web.json_response({})
 

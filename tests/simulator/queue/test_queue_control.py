@@ -127,6 +127,50 @@ def test_a_fault_can_drop_or_delay_or_be_taken_back(endpoint: Endpoint) -> None:
     assert endpoint.call("GET", "health").status_code == 200
 
 
+def test_jobs_that_are_delivered_twice_are_answered_twice_without_a_violation(
+    endpoint: Endpoint,
+) -> None:
+    job_id = endpoint.run()
+    endpoint.fault(route="job-take", twice=True)
+
+    assert [endpoint.take()["id"], endpoint.take()["id"]] == [job_id, job_id]
+    assert [endpoint.done(job_id, {"output": n}) for n in (1, 2)] == [200, 200]
+    journal = endpoint.journal()
+    assert journal["violations"] == []
+    assert journal["late"] == [f"job-done {job_id}: result after the job had ended"]
+    assert (journal["jobs"][0]["duplicates"], journal["jobs"][0]["takes"]) == (1, 2)
+
+
+def test_what_ended_is_told_in_order_and_only_what_is_new(endpoint: Endpoint) -> None:
+    ids = [endpoint.run(), endpoint.run()]
+    for _ in ids:
+        endpoint.done(endpoint.take()["id"], {"output": 1})
+    url = f"{endpoint.url}/simulator/ended"
+
+    told = endpoint.session.get(url, timeout=5).json()
+    later = endpoint.session.get(f"{url}?after=1", timeout=5).json()
+
+    assert [job["id"] for job in told["jobs"]] == ids
+    assert [job["id"] for job in later["jobs"]] == ids[1:]
+    assert [what for _, what, _ in told["jobs"][0]["history"]] == ["taken", "accepted", "COMPLETED"]
+    assert told["jobs"][0]["output"] == 1
+    assert 0 < told["now"] <= later["now"]
+
+
+def test_jobs_that_are_lost_on_their_way_are_known(endpoint: Endpoint) -> None:
+    endpoint.run()
+    endpoint.fault(route="job-take", status=0, after=True)
+
+    with pytest.raises(requests.ConnectionError):
+        endpoint.take()
+
+    (job,) = endpoint.journal()["jobs"]
+    assert [(what, worker) for _, what, worker in job["history"]] == [
+        ("taken", "w1"),
+        ("unacknowledged", "w1"),
+    ]
+
+
 def test_faults_are_listed_with_their_hits(endpoint: Endpoint) -> None:
     endpoint.fault(route="job-take", status=429)
     endpoint.call("GET", "job-take-batch/w1?gpu=X&batch_size=2", headers=WORKER)

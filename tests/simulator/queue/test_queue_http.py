@@ -190,6 +190,42 @@ def test_a_stream_item_that_is_not_json_is_refused_and_noted(
     assert len(endpoint.journal()["violations"]) == 1
 
 
+def hand_out(endpoint: Endpoint, job_id: str, item: object) -> int:
+    headers = WORKER | {"X-Request-ID": job_id}
+    path = f"job-stream/w1/{job_id}?gpu=X&isStream=false"
+    return endpoint.call("POST", path, headers=headers, json={"output": item}).status_code
+
+
+def test_a_stream_item_above_its_limit_is_refused_and_noted(endpoint: Endpoint) -> None:
+    job_id = endpoint.run()
+    endpoint.take()
+    beside = len('{"output": ""}')
+
+    assert hand_out(endpoint, job_id, "x" * (1_000_000 - beside)) == 200
+    assert hand_out(endpoint, job_id, "x" * (1_000_001 - beside)) == 400
+
+    assert len(endpoint.call("GET", f"stream/{job_id}").json()["stream"]) == 1
+    (line,) = endpoint.journal()["violations"]
+    assert line.endswith("over the size limit: 1000001 bytes")
+
+
+@pytest.mark.parametrize(("ends", "noted"), [("result", "violations"), ("cancel", "late")])
+def test_a_stream_item_after_the_end_does_not_count(
+    ends: str, noted: str, endpoint: Endpoint
+) -> None:
+    job_id = endpoint.run()
+    endpoint.take()
+    if ends == "result":
+        endpoint.done(job_id, {"output": 1})
+    else:
+        endpoint.call("POST", f"cancel/{job_id}")
+
+    assert hand_out(endpoint, job_id, 2) == 200
+
+    assert endpoint.call("GET", f"stream/{job_id}").json()["stream"] == []
+    assert endpoint.journal()[noted] == [f"job-stream {job_id}: after the job had ended"]
+
+
 def test_a_result_for_a_job_that_never_was_is_404(endpoint: Endpoint) -> None:
     assert endpoint.done("never-was", {"output": 1}) == 404
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from simulator.queue.state import DAY_S, Job, JobQueue, Limits, Outcome, Status
+from simulator.queue.job import Job, Status
+from simulator.queue.state import DAY_S, JobQueue, Limits, Outcome
 
 
 @pytest.fixture
@@ -296,3 +297,43 @@ def test_health_counts_jobs_and_workers(queue: JobQueue) -> None:
         "jobs": {"completed": 1, "failed": 0, "inProgress": 1, "inQueue": 1, "retried": 0},
         "workers": {"idle": 1, "running": 1, "unhealthy": 0},
     }
+
+
+def test_a_job_that_is_taken_twice_goes_to_the_next_that_asks_and_then_no_more(
+    queue: JobQueue,
+) -> None:
+    job = submit(queue)
+
+    assert queue.take("w1", 1, 1, twice=True) == [job]
+    assert queue.take("w2", 5, 2) == [job]
+    assert queue.take("w3", 5, 3) == []
+    assert (job.takes, job.duplicates, job.worker) == (2, 1, "w2")
+    assert queue.answer("w1", job.id, {"output": 1}, 9, 4) is Outcome.NOT_THE_HOLDER
+    assert queue.answer("w2", job.id, {"output": 1}, 9, 5) is Outcome.ACCEPTED
+
+
+def test_a_job_that_has_ended_is_not_handed_out_a_second_time(queue: JobQueue) -> None:
+    job = submit(queue)
+    queue.take("w1", 1, 1, twice=True)
+    queue.answer("w1", job.id, {"output": 1}, 9, 2)
+
+    assert queue.take("w2", 1, 3) == []
+    assert job.duplicates == 0
+
+
+def test_a_job_knows_its_history_and_the_queue_the_order_of_the_ends(queue: JobQueue) -> None:
+    first, second = running(queue, now=1), running(queue, now=2)
+    keep_pinging(queue, second, 2, 40)
+    queue.take("w2", 1, 40)
+    queue.answer("w2", first.id, {"error": "x"}, 9, 41)
+    queue.cancel(second, 42)
+
+    assert [what for _, what, _ in first.history] == [
+        "taken",
+        "given up",
+        "taken",
+        "accepted",
+        "FAILED",
+    ]
+    assert first.history[-2:] == [(41, "accepted", "w2"), (41, "FAILED", "w2")]
+    assert queue.ended == [first, second]

@@ -1,0 +1,225 @@
+"""`python -m tests.soak`: workers under load while everything around them breaks; nothing may be lost.
+
+Several workers, each by the real start.sh with a simulated A1111 of its own, take mixed jobs from one
+queue, with one volume and one host of models. Faults strike at all of them, by a plan that follows from
+the seed. A ledger says at the end whether each job had its one right answer. Then as many jobs go
+through the handler function alone, to see what it keeps in memory.
+
+Exit status 0: all is well; 1: something was lost, duplicated, wrong or left, or memory grew.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Aim, machine, milliseconds, table
+from tests.conftest import ROOT, Simulator, running
+from tests.e2e.conftest import World
+from tests.soak import parts, plan
+from tests.soak.fleet import Fleet, fleet
+from tests.soak.jobs import Jobs
+from tests.soak.ledger import Finding, Ledger
+from tests.soak.parts import Ballast, Hub, Queue
+from tests.soak.remains import remains
+from tests.soak.storm import Storm
+from tests.soak.wishes import Oracle, Stock, Wishes
+
+# The issue that asked for this: memory after 5,000 jobs within 20 MB of that after 500.
+GROWTH_LIMIT_MB = 20.0
+_LOOK_S = 0.05
+# A job may be given away after 6 s, be the victim of a hung A1111 besides, and wait for others.
+_LAST_S = 60.0
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a soak came to."""
+
+    ledger: Ledger
+    jobs: Jobs
+    storm: Storm
+    fleet: Fleet
+    findings: Sequence[Finding]
+
+
+def main() -> int:
+    """Soak, and print a table and a line of JSON."""
+    options = _parser().parse_args()
+    if not options.mounted and parts.may_mount():
+        again = [sys.executable, "-m", "tests.soak", *sys.argv[1:], "--mounted"]
+        if options.seed is None:
+            again += ["--seed", str(secrets.randbelow(1 << 32))]
+        os.execvp(parts.UNSHARE[0], [*parts.UNSHARE, *again])  # noqa: S606 - no shell here
+    if options.seed is None:
+        options.seed = secrets.randbelow(1 << 32)
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="a1111-soak-") as folder:
+        outcome = soaked(Path(folder).resolve(), options)
+        findings = [str(finding) for finding in outcome.findings]
+        if findings and options.keep is not None:
+            options.keep.mkdir(parents=True, exist_ok=True)
+            for log in Path(folder).glob("worker*/worker.log"):
+                (options.keep / f"{log.parent.name}.log").write_bytes(log.read_bytes())
+            (options.keep / "findings.txt").write_text("\n".join(findings))
+    kept = _memory(options)
+    findings += [f"wrong: in process: {line}" for line in kept["wrong"]]
+    return _report(options, outcome, kept, findings)
+
+
+def soaked(folder: Path, options: argparse.Namespace) -> Outcome:
+    """Run one soak in `folder`, which is empty."""
+    (folder / "volume").mkdir()
+    (folder / "hub").mkdir()
+    with contextlib.ExitStack() as stack:
+        if options.mounted:
+            stack.enter_context(parts.mounted(folder / "volume"))
+        hub = Hub(folder / "hub")
+        stack.callback(hub.kill)
+        stock = Stock(hub.url, folder / "hub", options.jobs)
+        stock.write()
+        scale = ("--time-scale", parts.TIME_SCALE, "--hold-s", 10)
+        platform = stack.enter_context(running("queue", *scale))
+        argv = ("webui", "--models-dir", folder / "hub", "--controlnet")
+        oracle = Oracle(stack.enter_context(running(*argv)).url)
+        queue = Queue(platform.url)
+        world = World(platform, Simulator(hub.url, hub.process), folder, queue.env, {})
+        crew = stack.enter_context(fleet(world, options.workers, options.concurrency))
+        jobs = Jobs(queue, Wishes(options.seed, stock), oracle)
+        stack.callback(jobs.close)
+        storm = Storm(
+            plan.strikes(options.seed, options.workers, options.every_s),
+            crew,
+            hub,
+            queue,
+            Ballast(world.volume) if options.mounted else None,
+        )
+        _perform(jobs, storm, options)
+        return _judged(jobs, storm, world)
+
+
+def _perform(jobs: Jobs, storm: Storm, options: argparse.Namespace) -> None:
+    """Send jobs until there are enough of them or it is time; then wait for the last ones."""
+    sent, until_s = 0, options.minutes * 60
+    at_once = options.at_once or 2 * options.workers * options.concurrency
+    end_s: float | None = None
+    for now_s in _moments():
+        while end_s is None and sent < options.jobs and jobs.open < at_once:
+            jobs.send(sent, now_s)
+            sent += 1
+        if end_s is None and (sent == options.jobs or now_s > until_s):
+            end_s = now_s
+            storm.end()
+        elif end_s is None:
+            storm.look(now_s)
+        jobs.look(now_s)
+        storm.fleet.look()
+        if end_s is not None and (jobs.open == 0 or now_s > end_s + _LAST_S):
+            return
+
+
+def _moments() -> Iterator[float]:
+    start = time.monotonic()
+    while True:
+        yield time.monotonic() - start
+        time.sleep(_LOOK_S)
+
+
+def _judged(jobs: Jobs, storm: Storm, world: World) -> Outcome:
+    crew, ledger = storm.fleet, Ledger()
+    crew.end()
+    jobs.look(0.0)
+    ledger.struck += storm.struck
+    jobs.book(ledger)
+    ledger.left += crew.left
+    ledger.left += remains(world.volume, world.files, crew.last_kill)
+    violations = jobs.queue.journal()["violations"]
+    ledger.left += [("queue", f"a violation: {line}") for line in violations]
+    return Outcome(ledger, jobs, storm, crew, ledger.findings())
+
+
+def _memory(options: argparse.Namespace) -> dict[str, Any]:
+    argv = ["--jobs", str(options.memory_jobs), "--seed", str(options.seed)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak.memory", *argv],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    kept: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return kept
+
+
+def _report(
+    options: argparse.Namespace, outcome: Outcome, kept: dict[str, Any], findings: list[str]
+) -> int:
+    storm, jobs = outcome.storm, outcome.jobs
+    counts = {"lost": 0, "duplicated": 0, "wrong": 0, "left": 0}
+    for line in findings:
+        counts[line.partition(":")[0]] += 1
+    growth_mb = (kept["late"]["resident_bytes"] - kept["early"]["resident_bytes"]) / 1e6
+    duplicates = sum(end.duplicates for end in outcome.ledger.ends)
+    faults = dict(sorted(storm.injected.items()))
+    faults["duplicate delivery"] = duplicates
+    faults["cancelled job"] = jobs.statuses["CANCELLED"]
+    rows = [{"what": f"jobs {status}", "count": n} for status, n in jobs.statuses.items()]
+    rows += [{"what": f"fault: {name}", "count": count} for name, count in faults.items()]
+    rows += [{"what": name, "count": count} for name, count in counts.items()]
+    aims = [Aim(name, count, 0) for name, count in counts.items()]
+    aims.append(Aim("memory growth MB", growth_mb, GROWTH_LIMIT_MB))
+    print(table(rows))
+    print("".join(f"{line}\n" for line in findings[:_SHOWN]))
+    print(
+        json.dumps(
+            {
+                "bench": "soak",
+                "machine": machine(),
+                "seed": options.seed,
+                "jobs": len(outcome.ledger.asked),
+                "faults": faults,
+                **counts,
+                "overhead": milliseconds(jobs.overheads_s),
+                "memory_growth_mb": round(growth_mb, 2),
+                "memory": kept | {"wrong": len(kept["wrong"])},
+                "worker_resident_mb": round(outcome.fleet.most_resident_bytes / 1e6, 1),
+                "rows": rows,
+                "aims": [aim.as_json() for aim in aims],
+            }
+        )
+    )
+    return int(any(counts.values()) or growth_mb > GROWTH_LIMIT_MB)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m tests.soak",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--jobs", type=int, default=5000, help="most jobs through the workers")
+    add("--minutes", type=float, default=30.0, help="how long jobs are sent at most")
+    add("--seed", type=int, help="of jobs and faults; random if not given")
+    add("--workers", type=int, default=4)
+    add("--concurrency", type=int, default=4, help="jobs that a worker takes at a time")
+    add("--at-once", type=int, default=0, help="jobs that have not ended; 0: twice what is taken")
+    add("--every-s", type=float, default=1.5, help="a fault so often")
+    add("--memory-jobs", type=int, default=5000, help="jobs through the handler function")
+    add("--keep", type=Path, help="where the workers' logs go if something is found")
+    add("--mounted", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

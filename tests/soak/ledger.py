@@ -1,0 +1,208 @@
+"""What was asked, what was answered and what was broken meanwhile; and what does not add up. No I/O.
+
+Each job is to have one end. What it was answered is to be right, or an error that a fault explains which
+was there while a worker was at it. Whatever else happened to it is to have a reason, too: that it was
+handed out again, answered twice, answered after its end.
+
+    lost         no end, or taken from a worker that lived and did not name it any more
+    duplicated   two ends, or an answer that nobody was left to be given
+    wrong        another picture, another error, a failure without a reason
+    left         what should be gone: processes, files, leases, bytes that are not their name's
+
+Times are of the queue's clock, in seconds.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+# How far the clocks of who writes down and who is asked may be apart.
+SLACK_S = 5.0
+LOST, UNTOLD = "given up", "unacknowledged"
+ACCEPTED = "accepted"
+_LATE = {"after the job had ended", "from a worker that no longer holds the job"}
+
+
+def digest(value: Any) -> str:
+    """Return the digest of a JSON value, by which answers are compared."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A fault, while it could be felt."""
+
+    kind: str
+    began: float
+    ended: float
+    codes: frozenset[str] = frozenset()
+    """Errors of jobs that it explains."""
+    worker: str | None = None
+    """The only one that felt it; None: any."""
+    most: int | None = None
+    """How many jobs it may cost; None: any number."""
+    is_end: bool = False
+    """The worker was gone from `began` on."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A job as it was sent."""
+
+    kind: str
+    expected: str | None
+    """The digest of what must be seen in its output; None: it must fail."""
+    codes: frozenset[str] = frozenset()
+    """How it must fail."""
+    is_cancelled: bool = False
+    """The platform took the order to cancel it."""
+
+
+@dataclass(frozen=True)
+class End:
+    """What became of a job, as the platform says."""
+
+    job: str
+    status: str
+    seen: str = ""
+    """The digest of what was seen in its output."""
+    code: str = ""
+    """Of the error that it was answered."""
+    error: str = ""
+    history: Sequence[tuple[float, str, str | None]] = ()
+    """When, what, and which worker: see simulator/queue/state.py."""
+    duplicates: int = 0
+
+    def stays(self) -> list[tuple[str, float, float]]:
+        """Return at which workers it was, from when to when."""
+        found, last = [], 0.0
+        until = max((t for t, _, _ in self.history), default=0.0)
+        for t, what, worker in reversed(self.history):
+            if what == "taken" and worker is not None:
+                found.append((worker, t, last or until))
+            elif what == LOST:
+                last = t
+        return found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not add up."""
+
+    what: Literal["lost", "duplicated", "wrong", "left"]
+    about: str
+    """The job's id, or a path or process."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.about}: {self.text}"
+
+
+@dataclass
+class Ledger:
+    """All that was asked, answered and broken."""
+
+    asked: dict[str, Asked] = field(default_factory=dict)
+    ends: list[End] = field(default_factory=list)
+    struck: list[Struck] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+    """What was found where nothing should be: about what, and what."""
+
+    def findings(self) -> list[Finding]:
+        """Return everything that does not add up; nothing if all is well."""
+        by_job: dict[str, list[End]] = {job: [] for job in self.asked}
+        for end in self.ends:
+            by_job.setdefault(end.job, []).append(end)
+        costs: Counter[Struck] = Counter()
+        found = [Finding("left", about, text) for about, text in self.left]
+        for job, ends in by_job.items():
+            if (asked := self.asked.get(job)) is None:
+                found.append(Finding("wrong", job, "nobody asked for it"))
+            elif not ends:
+                found.append(Finding("lost", job, f"{asked.kind}: no answer"))
+            else:
+                found += self._of_one(job, asked, ends, costs)
+        return found + [
+            Finding("wrong", fault.worker or "all", f"{fault.kind} cost {cost} jobs")
+            for fault, cost in costs.items()
+            if fault.most is not None and cost > fault.most
+        ]
+
+    def _of_one(
+        self, job: str, asked: Asked, ends: list[End], costs: Counter[Struck]
+    ) -> list[Finding]:
+        found = []
+        if len(ends) > 1:
+            found.append(Finding("duplicated", job, f"{[end.status for end in ends]}"))
+        end = ends[0]
+        if (wrong := self._objection(asked, end, costs)) is not None:
+            found.append(Finding("wrong", job, f"{asked.kind}: {wrong}"))
+        found += [
+            Finding("lost", job, f"{asked.kind}: {worker} dropped it at {t:.1f}")
+            for t, what, worker in end.history
+            if what == LOST and not self._explains_loss(end, worker, t)
+        ]
+        if (spare := _spare_answers(end)) > 0:
+            text = f"{asked.kind}: {spare} answers too many: {list(end.history)}"
+            found.append(Finding("duplicated", job, text))
+        return found
+
+    def _objection(self, asked: Asked, end: End, costs: Counter[Struck]) -> str | None:
+        """Return what is wrong with how a job ended, or None."""
+        if end.status == "CANCELLED" or asked.is_cancelled:
+            well = end.status == "CANCELLED" and asked.is_cancelled
+            return None if well else f"cancelled: {asked.is_cancelled}, {end.status}"
+        if end.status == "COMPLETED":
+            return _spoilt(asked, end)
+        failed_well = end.status == "FAILED" and (
+            end.code in asked.codes or self._explains(end, costs)
+        )
+        return None if failed_well else f"{end.code or end.status} {end.error}"
+
+    def _explains(self, end: End, costs: Counter[Struck]) -> bool:
+        """Tell whether a fault explains the error of a job, and charge it to that fault."""
+        if not end.code:
+            # The platform's own, after the second worker was lost: each loss is judged by itself.
+            return [what for _, what, _ in end.history].count(LOST) > 1
+        felt = [
+            fault
+            for fault in self.struck
+            if end.code in fault.codes
+            and any(
+                fault.worker in {None, worker}
+                and fault.began - SLACK_S <= until
+                and since <= fault.ended + SLACK_S
+                for worker, since, until in end.stays()
+            )
+        ]
+        if felt:
+            # To one that may still cost a job, if there is one.
+            costs[min(felt, key=lambda fault: costs[fault] - (fault.most or 1_000_000))] += 1
+        return bool(felt)
+
+    def _explains_loss(self, end: End, worker: str | None, t: float) -> bool:
+        """Tell whether a worker had a reason for not naming a job that it was given."""
+        if any(what == UNTOLD and of == worker for _, what, of in end.history):
+            return True
+        return any(
+            fault.is_end and fault.worker == worker and fault.began <= t + SLACK_S
+            for fault in self.struck
+        )
+
+
+def _spoilt(asked: Asked, end: End) -> str | None:
+    """Return what is wrong with an output, or None."""
+    if asked.expected is None:
+        return f"it should have failed with {'|'.join(sorted(asked.codes))}"
+    return None if end.seen == asked.expected else "another answer than the right one"
+
+
+def _spare_answers(end: End) -> int:
+    """Return how many answers to a job have no reason: each time that it was handed out has one."""
+    told = Counter(what for _, what, _ in end.history)
+    answers = told[ACCEPTED] + sum(told[what] for what in _LATE)
+    # A receipt that never came is a reason to send an answer again.
+    return answers - told["taken"] - told[UNTOLD]

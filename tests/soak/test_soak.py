@@ -1,0 +1,53 @@
+"""A minute of `make soak`."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.soak.plan import KINDS
+
+pytestmark = pytest.mark.slow
+
+ARGUMENTS = ("--seed", 1, "--jobs", 1000, "--minutes", 0.5, "--workers", 2, "--at-once", 8)
+PACE = ("--concurrency", 3, "--every-s", 0.9, "--memory-jobs", 100)
+# Those that find nothing to break, or wait for another one at the same place, are not injected; a busy
+# machine gets less done.
+LEAST_KINDS = len(KINDS) // 2
+LEAST_JOBS = 40
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    """What a short soak says at its end."""
+    argv = [sys.executable, "-m", "tests.soak", *map(str, ARGUMENTS + PACE)]
+    done = subprocess.run(argv, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert done.stdout.startswith("seed 1\n")
+    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return last
+
+
+def test_no_job_is_lost_duplicated_or_wrong_and_nothing_is_left(told: dict[str, Any]) -> None:
+    assert [told[what] for what in ("lost", "duplicated", "wrong", "left")] == [0, 0, 0, 0]
+    assert told["jobs"] > LEAST_JOBS
+    assert [aim["holds"] for aim in told["aims"]] == [True] * 5
+
+
+def test_faults_of_most_kinds_struck_meanwhile(told: dict[str, Any]) -> None:
+    struck = {name for name, count in told["faults"].items() if count}
+
+    assert len(struck) >= LEAST_KINDS
+    assert {"worker kill -9", "worker SIGTERM", "webui kill -9", "hub kill -9"} & struck
+
+
+def test_the_last_line_has_the_figures_of_a_benchmark(told: dict[str, Any]) -> None:
+    assert told["bench"] == "soak"
+    assert told["seed"] == 1
+    assert 0 < told["overhead"]["p50_ms"] <= told["overhead"]["p99_ms"]
+    assert told["memory_growth_mb"] < 20
+    assert told["memory"]["late"]["files"] <= told["memory"]["early"]["files"] + 5
+    assert {row["what"] for row in told["rows"]} >= {"jobs COMPLETED", "jobs FAILED", "lost"}
