@@ -1,9 +1,11 @@
 """What runpod 1.12.0 gets wrong in its queue loop, put right. `install` replaces parts of that version.
 
     rp_scale.JobScaler          QueueLoop: takes with back-off, ends at once, hears stops to the end
-    rp_job.send_result          send_result: retries, and answers in place of what cannot be sent
+    rp_job.send_result          rp_post.send_result: retries, and answers in place of what cannot be sent
+    rp_scale.handle_job         rp_stream.handle_job, for generators: a piece that is not taken is not lost
     rp_ping.Heartbeat           the ping process ends with the worker and survives short intervals
     http_client                 the platform's key only: no ~/.runpod/config.toml, no netrc
+    RunPodLogger.log            _log: says by our log, which redacts, what it would print
 
 Each has a test in tests/sdk that fails without it. Sources: the modules named, in runpod-python 1.12.0,
 below runpod/serverless/modules; `http_client` is runpod/http_client.py.
@@ -12,8 +14,6 @@ below runpod/serverless/modules; `http_client` is runpod/http_client.py.
 import asyncio
 import contextlib
 import ctypes
-import itertools
-import json
 import logging
 import multiprocessing
 import os
@@ -28,21 +28,16 @@ import aiohttp
 import requests
 from runpod import http_client
 from runpod.http_client import AsyncClientSession, TooManyRequests
-from runpod.serverless.modules import rp_http, rp_job, rp_ping, rp_scale
+from runpod.serverless.modules import rp_job, rp_logger, rp_ping, rp_scale
 
-from schemas.errors import InternalError, OutputTooLargeError, WorkerError
+import rp_stream
+from rp_post import MOST_WAIT_S, POST_S, send_progress, send_result, wait_s
 
 __all__ = ["AsyncClientSession", "install", "send_progress"]
 
 log = logging.getLogger(__name__)
+_sdk_log = logging.getLogger("runpod")
 
-RESULT_S = 180.0
-"""How long a result is sent again and again; a platform that is away for longer has given the job up."""
-POST_S = 60.0
-"""Longest that one body may take, there or back: 20 MB at 3 Mbit/s."""
-PROGRESS_S = 10.0
-FIRST_WAIT_S = 0.25
-MOST_WAIT_S = 5.0
 BUSY_WAIT_S = 5.0
 """Shortest wait after a take that is answered 429: the SDK's own."""
 HELD_S = 0.2
@@ -52,9 +47,9 @@ POLL_S = 90.0
 """Longest that a long poll may take: the SDK's own limit."""
 OVERTAKEN_S = 1.0
 """How much later than the order to stop it a job may come: they travel by two connections."""
+UNDER_WAY_S = 0.5
+"""Where jobs wait, a poll has its answer sooner than this; until then hanging up could lose them."""
 LOOK_S = 0.05
-LARGE_BYTES = 1_000_000
-"""A larger body that is answered 400 is taken to be too large: RunPod gives no other status for it."""
 
 
 def install() -> None:
@@ -64,17 +59,35 @@ def install() -> None:
     rp_ping.Heartbeat.process_loop = staticmethod(ping)
     rp_ping.SyncClientSession = http_client.SyncClientSession = _Session
     http_client.get_credentials = lambda: None
+    rp_logger.RunPodLogger.log = _log
+    _sdk_log.setLevel(logging.DEBUG)  # RUNPOD_LOG_LEVEL alone says what is said.
+
+
+def _log(
+    logger: rp_logger.RunPodLogger,
+    message: object,
+    message_level: str = "INFO",
+    job_id: str | None = None,
+) -> None:
+    """Log what the SDK says. Its own prints whatever it holds, at DEBUG each answer."""
+    levels = rp_logger.LOG_LEVELS
+    least = levels.index(logger.level)
+    if least and (message_level == "TIP" or levels.index(message_level) >= least):
+        level = logging.getLevelNamesMapping().get(message_level, logging.INFO)
+        _sdk_log.log(level, "%s", message, extra={"job": job_id or ""})
 
 
 class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no types
     """The SDK's loop: takes jobs, runs each as a task, and drains when it is told to stop.
 
-    `config` holds what `rp_sdk.serve` puts there: `on_stop`, `ready`, `stop_asked`.
+    `config` holds what `rp_sdk.serve` puts there: `on_stop`, `ready`, `stop_asked`, `chunk_bytes`.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self.jobs_fetcher, self.jobs_fetcher_timeout = self._take, None
+        if config.get("chunk_bytes") is not None:
+            self.jobs_handler = rp_stream.handle_job
         self._signalled = False
         self._failures = 0
         self._answered = asyncio.Event()
@@ -131,7 +144,7 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
                 failures = 0
             else:
                 failures += 1
-                await asyncio.sleep(_wait_s(failures, MOST_WAIT_S))
+                await asyncio.sleep(wait_s(failures, MOST_WAIT_S))
 
     async def stop_job(self, job_id: str) -> bool:
         """Cancel the task of a job; one that is just being taken gets its task first.
@@ -166,22 +179,24 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
             return None
         except Exception:  # the SDK logs it
             self._failures += 1
-            await self._rest(_wait_s(self._failures, MOST_WAIT_S))
+            await self._rest(wait_s(self._failures, MOST_WAIT_S))
             raise
         if jobs or _was_held(began):
             self._failures = 0
         else:
             self._failures += 1
-            await self._rest(_wait_s(self._failures, MOST_EMPTY_WAIT_S))
+            await self._rest(wait_s(self._failures, MOST_EMPTY_WAIT_S))
         return jobs
 
     async def _poll(self, session: aiohttp.ClientSession, count: int) -> list[Any] | None:
-        """Ask for jobs, and hang up when told to stop, unless the answer has begun to arrive."""
+        """Ask for jobs, and hang up when told to stop, unless the answer may be under way."""
         self._answered.clear()
+        latest = time.monotonic() + UNDER_WAY_S
         poll = asyncio.create_task(rp_job.get_job(session, count))
         told = asyncio.create_task(self._shutdown_event.wait())
         try:
             await asyncio.wait({poll, told}, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({poll}, timeout=max(0.0, latest - time.monotonic()))
             if not poll.done() and not self._answered.is_set():
                 return None
             async with asyncio.timeout(POST_S):
@@ -209,114 +224,8 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
                 await self._shutdown_event.wait()
 
 
-async def send_result(
-    session: aiohttp.ClientSession,
-    result: dict[str, Any],
-    job: dict[str, Any],
-    is_stream: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
-) -> None:
-    """Post a job's result until it arrives; what cannot be sent is replaced by an error that can."""
-    job_id = job["id"]
-    try:
-        body = _encoded(result)
-    except (TypeError, ValueError, RecursionError) as error:
-        log.error(f"job {job_id}: the result is not JSON: {error}")  # noqa: TRY400 - the message says it
-        body = _error_in_place_of(result, InternalError(f"The result is not JSON: {error}."))
-    status = await _deliver(session, job_id, body, is_stream=is_stream)
-    if 400 <= status < 500 and not _may_pass(status):
-        log.error(f"job {job_id}: RunPod answered {status} to a result of {len(body)} bytes")
-        body = _error_in_place_of(result, _refusal(status, len(body)))
-        status = await _deliver(session, job_id, body, is_stream=is_stream)
-    if 200 <= status < 400:
-        log.info("Finished.")
-    else:
-        log.error(f"job {job_id}: no answer could be sent (last status: {status or 'none'})")
-
-
-async def send_progress(session: aiohttp.ClientSession, job_id: str, progress: object) -> None:
-    """Post one progress update; a failure is of no consequence and is not repeated."""
-    try:
-        body = _encoded({"status": "IN_PROGRESS", "output": progress})
-    except (TypeError, ValueError) as error:
-        log.warning(f"progress is not JSON: {error}")
-        return
-    await _post(session, job_id, body, is_stream=False, limit_s=PROGRESS_S)
-
-
-def _encoded(message: dict[str, Any]) -> bytes:
-    """Return JSON that every parser takes: the SDK would send NaN, and drop half a character."""
-    return json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
-
-
-def _error_in_place_of(result: dict[str, Any], error: WorkerError) -> bytes:
-    """Return the body that the SDK would make of `error`, with the request for a new worker kept."""
-    answer = error.as_response()
-    kept = {"stopPod": True} if result.get("stopPod") is True else {}
-    return _encoded({"error": answer.pop("error"), "output": answer, **kept})
-
-
-def _refusal(status: int, size: int) -> WorkerError:
-    if status == 413 or (status == 400 and size > LARGE_BYTES):
-        return OutputTooLargeError(
-            f"RunPod refused the result of {size} bytes.",
-            hint="Ask for fewer or smaller pictures, or use /runsync, whose limit is higher.",
-            size_bytes=size,
-        )
-    return InternalError(f"RunPod refused the result with status {status}.", status=status)
-
-
-async def _deliver(
-    session: aiohttp.ClientSession, job_id: str, body: bytes, *, is_stream: bool
-) -> int:
-    """Post `body` until it is taken, refused or too late; return the last status, 0 for none."""
-    deadline = time.monotonic() + RESULT_S
-    for failures in itertools.count(1):
-        limit_s = min(POST_S, max(deadline - time.monotonic(), FIRST_WAIT_S))
-        status = await _post(session, job_id, body, is_stream=is_stream, limit_s=limit_s)
-        wait_s = _wait_s(failures, MOST_WAIT_S)
-        if not _may_pass(status) or time.monotonic() + wait_s > deadline:
-            break
-        log.warning(f"job {job_id}: the result is sent again (status: {status or 'none'})")
-        await asyncio.sleep(wait_s)
-    return status
-
-
-async def _post(
-    session: aiohttp.ClientSession, job_id: str, body: bytes, *, is_stream: bool, limit_s: float
-) -> int:
-    """Post once and return the status; 0 when there was no answer within `limit_s` seconds.
-
-    The job's id goes with the request: the SDK puts it on the session, which other jobs share.
-    """
-    url = rp_http.JOB_DONE_URL.replace("$ID", job_id) + f"&isStream={str(is_stream).lower()}"
-    headers = {
-        "charset": "utf-8",
-        "Content-Type": "application/x-www-form-urlencoded",
-        "X-Request-ID": job_id,
-    }
-    timeout = aiohttp.ClientTimeout(total=limit_s)
-    try:
-        async with session.post(url, data=body, headers=headers, timeout=timeout) as response:
-            await response.read()
-            return response.status
-    except (aiohttp.ClientError, TimeoutError) as error:
-        log.debug(f"posting: {type(error).__name__}: {error}")
-        return 0
-
-
-def _may_pass(status: int) -> bool:
-    """Return whether the same request may be taken later; 0 stands for no answer."""
-    return status == 0 or status >= 500 or status in {408, 425, 429}
-
-
 def _was_held(began: float) -> bool:
     return time.monotonic() - began >= HELD_S
-
-
-def _wait_s(failures: int, most_s: float) -> float:
-    """Return how long to wait after so many failures in a row, at least one."""
-    wait_s = min(most_s, FIRST_WAIT_S * 2.0 ** min(failures - 1, 10))
-    return wait_s * random.uniform(0.5, 1)  # noqa: S311 - hides nothing
 
 
 class _Session(requests.Session):

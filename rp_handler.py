@@ -5,12 +5,13 @@
     python rp_handler.py --rp_serve_api            the SDK's local API on port 8000
     start.sh                                       in the container: A1111 first, then this
 
-All other flags are the SDK's own. Without RUNPOD_* and A1111_WEBUI_* variables this is a developer's
-machine: the simulator stands in for A1111, and every answer says so.
+The first two are done here, without the SDK, whose local mode prints every picture as base64.
+Without RUNPOD_* and A1111_WEBUI_* variables this is a developer's machine: the simulator stands in
+for A1111, and every answer says so.
 """
 
 import argparse
-import json
+import asyncio
 import logging
 import os
 import random
@@ -18,29 +19,30 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from types import FrameType
+from typing import Any
 
 import rp_sdk
 from model_cache.cache import ModelCache
-from rp_jobs import Jobs, saving
-from schemas.errors import BackendCrashedError, InvalidInputError, WorkerError
-from schemas.settings import CacheSettings, Settings, SettingsError, WebuiSettings
-from worker import hardware, logs, preflight, preload
+from rp_jobs import Jobs, Run
+from schemas.errors import BackendCrashedError, WorkerError
+from schemas.settings import CacheSettings, JobSettings, Settings, SettingsError, WebuiSettings
+from worker import gallery, hardware, local, logs, preflight, preload, redact
 from worker.client import WebuiClient
 from worker.process import WebuiProcess, spawn
 from worker.run import Runner
+from worker.terminal import ProgressLine
 from worker.webui import State, Webui
 
 log = logging.getLogger("rp_handler")
 
 ROOT = Path(__file__).parent
 DEMO_VOLUME = ROOT / ".demo" / "volume"
-OUTPUT = Path("output")
 EX_CONFIG = 78  # sysexits.h: the configuration is wrong
 STOP_GRACE_S = 10.0
 ASK_S = 2.0
@@ -223,13 +225,12 @@ def wait_until_ready(runner: Runner, webui: Webui, settings: Settings, stopping:
 def main() -> int:
     """Start the worker and serve until the SDK ends; return the exit code."""
     # Until the SDK's loop has its own: what was started is to be ended.
-    signal.signal(signal.SIGTERM, _leave)
-    arguments, rest = _parser().parse_known_args()
-    sys.argv[1:] = rest  # the SDK parses what is left
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     try:
-        _require_test_input(rest)
+        arguments, job = _arguments()
         with ExitStack() as stack:
-            return _serve(arguments, rest, stack)
+            return _serve(arguments, job, stack)
     except BackendCrashedError as error:
         if error.details.get("exit_code") == EX_CONFIG:  # of A1111's preflight
             sys.stderr.write(f"The settings are wrong:\n{error}\n")
@@ -240,23 +241,20 @@ def main() -> int:
         return EX_CONFIG
     except WorkerError as error:
         if not error.refresh_worker:  # Of an A1111 that is lost the log speaks already.
-            log.critical(f"{error.code}: {error}")
+            log.critical(error.as_response()["error"])
         return 1
 
 
-def _serve(arguments: argparse.Namespace, rest: list[str], stack: ExitStack) -> int:
+def _serve(arguments: argparse.Namespace, job: dict[str, Any] | None, stack: ExitStack) -> int:
+    """Build the parts, do `job` or what the SDK brings, and return the exit code."""
     environ = os.environ  # noqa: TID251 - the one reader
-    online = "RUNPOD_WEBHOOK_GET_JOB" in environ
-    local_test = (
-        not online and "--rp_serve_api" not in rest and "RUNPOD_REALTIME_PORT" not in environ
-    )
     alone = is_developers_machine(environ)
     settings = Settings.from_env(environ)
+    redact.learn(environ, prompts=settings.log.prompts)
     logs.configure(settings.log.level, as_json="RUNPOD_ENDPOINT_ID" in environ)
-    if local_test:
-        # The SDK would bury the paths of the files under dumps of the result.
-        environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
-    rp_sdk.preload()
+    logs.take_uncaught()
+    if job is None:
+        rp_sdk.preload()
     child: Child | None
     if alone:
         links = stack.enter_context(TemporaryDirectory(prefix="a1111-links-"))
@@ -269,43 +267,82 @@ def _serve(arguments: argparse.Namespace, rest: list[str], stack: ExitStack) -> 
     runner = made(settings, opened(settings.cache, stack), client, webui)
     runner.health.start()
     stack.callback(runner.health.stop)
+    Thread(target=runner.check_storage, name="check-storage", daemon=True).start()
     stopping = Event()
     stack.callback(stopping.set)
     wait_until_ready(runner, webui, settings, stopping)
-    jobs = Jobs(runner.run, settings.job, online=online, on_lost=rp_sdk.stop)
+    if job is not None:
+        answer = done(job, runner.run, settings.job)
+        return local.told(answer, arguments.output or local.OUTPUT, environ)
+    online = "RUNPOD_WEBHOOK_GET_JOB" in environ
+    jobs = Jobs(
+        runner.run,
+        settings.job,
+        online=online,
+        on_lost=rp_sdk.stop,
+        arrived=runner.access.line.joined if settings.job.prefetch else nullcontext,
+    )
     rp_sdk.serve(
-        saving(jobs.handle, OUTPUT) if local_test else jobs.handle,
+        jobs.handle,
         on_stop=jobs.drain,
         ready=lambda: settings.webui.eager or webui.state is not State.STARTING,
-        concurrency=settings.job.concurrency,
+        concurrency=settings.job.at_once,
+        # The SDK's /realtime knows no stream.
+        chunk_bytes=settings.output.chunk_bytes if "RUNPOD_REALTIME_PORT" not in environ else None,
     )
     return 1 if webui.state is State.LOST else 0
+
+
+def done(job: dict[str, Any], run: Run, limits: JobSettings) -> Any:
+    """Return the answer to `job`, done here and now; on a terminal its progress is shown."""
+    line = ProgressLine(sys.stderr)
+    with line.above_log():
+        return asyncio.run(Jobs(line.watching(run), limits, online=False).handle(job))
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _require_test_input(arguments: list[str]) -> None:
-    """Raise InvalidInputError if --test_input is no job; the SDK would show a traceback, or take another."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--test_input")
-    text = parser.parse_known_args(arguments)[0].test_input
-    if text is None:
-        return
-    try:
-        job = json.loads(text)
-    except ValueError as error:
-        raise InvalidInputError(f"--test_input is not JSON: {error}.") from None
-    if not isinstance(job, dict) or "input" not in job:
-        raise InvalidInputError('--test_input must be a job: {"input": {…}}.')
+def _arguments() -> tuple[argparse.Namespace, dict[str, Any] | None]:
+    """Return the arguments and the job of a local run, None if the SDK brings jobs; or end with 2.
+
+    Source: runpod-python 1.12.0, serverless/__init__.py and worker.py: what wins over what.
+
+    Raises:
+        InvalidInputError: what is to be done in a local run is no job.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args()
+    sys.argv[1:] = rest  # the SDK parses what is left
+    environ = os.environ  # noqa: TID251 - the one reader
+    serves = "--rp_serve_api" in rest or "RUNPOD_REALTIME_PORT" in environ
+    if serves or (arguments.test_input is None and "RUNPOD_WEBHOOK_GET_JOB" in environ):
+        if arguments.output is not None:
+            parser.error("--output is of a local run")
+        return arguments, None
+    if rest:
+        parser.error(f"not of a local run: {' '.join(rest)}")
+    return arguments, local.given(arguments.test_input)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="RunPod worker around a headless AUTOMATIC1111 WebUI.",
-        epilog="All other flags (--test_input, --rp_serve_api, …) are those of the RunPod SDK.",
+        description="RunPod worker around a headless AUTOMATIC1111 WebUI. On RunPod it takes jobs from"
+        " the endpoint's queue; elsewhere it does one job and ends: 0 if it was done, else 1.",
+        epilog="--rp_serve_api and the other flags that begin with --rp_ are those of the RunPod SDK.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--test_input",
+        metavar="JSON",
+        help=f"""the job, {{"input": {{"prompt": "…"}}}}; without it that of ./{local.INPUT}""",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"folder for its pictures and {gallery.NAME}, which shows them all; {local.OUTPUT}/",
     )
     parser.add_argument(
         "--webui-pid", type=int, metavar="PID", help="A1111, a child of this process"

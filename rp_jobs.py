@@ -7,12 +7,10 @@ Source: runpod-python 1.12.0, rp_scale.py cancels the task of a job that is to s
 import asyncio
 import contextlib
 import contextvars
-import json
 import logging
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import AbstractContextManager
 from threading import Event
 from typing import Any
 
@@ -25,11 +23,13 @@ from schemas.errors import (
     WorkerStoppedError,
 )
 from schemas.settings import JobSettings
-from worker import local, logs
+from worker import logs, redact
+from worker.summary import Summary
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[rp_sdk.Job, Event, Callable[[dict[str, Any]], None]], Any]
+Run = Callable[..., Any]
+"""Takes a job, the event that ends it, what gets its progress and, if it is streamed, what gets its pieces."""
 _MOST_AT_ONCE = 32
 """The most that A1111_JOB_CONCURRENCY may be. A thread is started only when a job finds none idle."""
 
@@ -56,6 +56,7 @@ class Jobs:
         limits: how long a job may take, and how long after the worker is told to stop.
         online: whether progress can be sent.
         on_lost: called when an error says that this worker is of no use any more.
+        arrived: is entered for as long as a job is here, in the order in which jobs come.
     """
 
     def __init__(
@@ -65,24 +66,34 @@ class Jobs:
         *,
         online: bool,
         on_lost: Callable[[], None] = lambda: None,
+        arrived: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._run = run
         self._limits = limits
         self._online = online
         self._on_lost = on_lost
+        self._arrived = arrived
         self._running: set[_Ending] = set()
         # The loop's own has four threads more than the machine has cores, which may be too few.
         self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="job")
         self._is_over = False
 
-    async def handle(self, job: rp_sdk.Job) -> Any:
+    async def handle(self, job: rp_sdk.Job, emit: rp_sdk.Emit | None = None) -> Any:
         """Return the answer to one job, JSON values, whatever exception there was.
 
-        What is no `Exception`, such as SystemExit, becomes an answer in `rp_sdk`.
+        With `emit`, which gets its pictures, the answer has none. What is no `Exception`, such as SystemExit, becomes an answer in `rp_sdk`.
 
         A job that is cancelled is waited for, so that the next one does not find A1111 still at work.
         """
         logs.job_id.set(str(job.get("id", "")))
+        with self._arrived(), redact.knowing(job):
+            summary = Summary(job, self._limits.price_per_s)
+            try:
+                return await self._answer(job, summary, emit)
+            finally:
+                summary.say()
+
+    async def _answer(self, job: rp_sdk.Job, summary: Summary, emit: rp_sdk.Emit | None) -> Any:
         ending = _Ending()
         self._running.add(ending)
         if self._is_over:
@@ -96,10 +107,12 @@ class Jobs:
         work = asyncio.get_running_loop().run_in_executor(
             self._threads,
             contextvars.copy_context().run,
-            self._run,
+            self._measured,
             job,
             ending.event,
             progress.put,
+            summary,
+            emit,
         )
         try:
             answer = await asyncio.shield(work)
@@ -110,20 +123,45 @@ class Jobs:
             while not work.done():  # A second cancel must not free the slot sooner.
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait({work})
-            log.info(f"cancelled: {work.exception()}")
+            summary.failed(_cancelled(work.exception()))
             raise
         except WorkerError as error:
-            return self._told(error, ending)
+            return self._told(error, ending, summary)
         except Exception:
             log.exception("a bug of this worker")
-            return InternalError(
+            bug = InternalError(
                 "The worker failed unexpectedly.",
                 hint=f"The log of job {job.get('id')} has the details.",
-            ).as_response()
+            )
+            return self._told(bug, ending, summary)
         finally:
             deadline.cancel()
             self._running.discard(ending)
             await progress.close()
+
+    def _measured(
+        self,
+        job: rp_sdk.Job,
+        ended: Event,
+        put: Callable[[dict[str, Any]], None],
+        summary: Summary,
+        emit: rp_sdk.Emit | None,
+    ) -> Any:
+        """Do a job in its thread, with a summary of it."""
+        pieces: list[dict[str, Any]] = []
+
+        def report(told: dict[str, Any]) -> None:
+            summary.note(told)
+            put(redact.answer(told))
+
+        def hand_out(piece: dict[str, Any]) -> None:
+            pieces.append(piece)
+            if emit is not None:
+                emit(piece)
+
+        answer = self._run(job, ended, report, *([] if emit is None else [hand_out]))
+        summary.done(_whole(answer, pieces))
+        return answer
 
     def drain(self) -> None:
         """Give the running jobs the time that they have when the worker is told to stop."""
@@ -141,35 +179,35 @@ class Jobs:
             hint="Ask for less, or raise A1111_JOB_TIMEOUT_S.",
         )
 
-    def _told(self, error: WorkerError, ending: _Ending) -> dict[str, Any]:
+    def _told(self, error: WorkerError, ending: _Ending, summary: Summary) -> dict[str, Any]:
         if isinstance(error, JobCancelledError) and ending.error is not None:
             error = ending.error
-        log.warning(f"{error.code}: {error}")
+        summary.failed(error)
         if error.refresh_worker:
             self._on_lost()
-        return error.as_response()
+        told: dict[str, Any] = redact.answer(error.as_response())
+        return told
+
+
+def _whole(answer: Any, pieces: Sequence[dict[str, Any]]) -> Any:
+    """Return `answer` with the pictures that were handed out before it."""
+    if not pieces:
+        return answer
+    images: dict[int, str] = {}
+    for piece in pieces:
+        images[piece["index"]] = images.get(piece["index"], "") + piece["image"]
+    return {**answer, "images": list(images.values()), "output": pieces[0]["output"]}
+
+
+def _cancelled(error: BaseException | None) -> WorkerError:
+    """Return what a cancelled job ended with, for the log; nobody gets it as an answer."""
+    if isinstance(error, JobCancelledError):
+        return error
+    end = "it was done already" if error is None else f"{type(error).__name__}: {error}"
+    return JobCancelledError(f"The job was cancelled; {end}.")
 
 
 def _stopped() -> WorkerError:
     return WorkerStoppedError(
         "The platform stopped this worker before the job was done.", hint="Send it again."
     )
-
-
-def saving(handler: rp_sdk.Handler, folder: Path) -> rp_sdk.Handler:
-    """Return `handler` for a local test: pictures go to files, whose paths are printed.
-
-    An answer without pictures is printed itself.
-    """
-
-    async def save(job: rp_sdk.Job) -> Any:
-        result = await handler(job)
-        if isinstance(result, dict) and "images" in result:
-            files = local.save(result, folder, str(job["id"]))
-            sys.stdout.write("".join(f"wrote {file}\n" for file in files))
-            result["images"] = [str(file) for file in files[:-1]]
-        elif not isinstance(result, dict) or "error" not in result:
-            sys.stdout.write(f"{json.dumps(result, indent=2, ensure_ascii=False)}\n")
-        return result
-
-    return save

@@ -10,7 +10,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,10 @@ from schemas.errors import InternalError
 log = logging.getLogger(__name__)
 
 Job = dict[str, Any]
-Handler = Callable[[Job], Coroutine[Any, Any, Any]]
+Handler = Callable[..., Coroutine[Any, Any, Any]]
+"""Takes a job and, where it is streamed, an `Emit`; returns the answer, JSON values."""
+Emit = Callable[[Any], None]
+"""Hands out one piece, JSON values, before the answer is there; from any thread, returns at once."""
 
 GUARDED_VERSION = "1.12.0"
 PROGRESS_EVERY_S = 1.0
@@ -44,6 +47,7 @@ def serve(
     on_stop: Callable[[], None] = lambda: None,
     ready: Callable[[], bool] = lambda: True,
     concurrency: int = 1,
+    chunk_bytes: int | None = None,
 ) -> None:
     """Hand `handler` to the SDK: queue loop, local test or local API, as flags and environment say.
 
@@ -58,6 +62,8 @@ def serve(
             that is open already is not broken off: a job that it brings comes to the handler all the
             same, for what has been handed out cannot be given back.
         concurrency: how many jobs run at the same time.
+        chunk_bytes: the largest piece that /stream gets. `handler` is then also given an `Emit`, and the
+            job's output is a list: the pieces, and the answer last. None: no stream.
 
     Source: runpod-python 1.12.0, serverless/__init__.py, start.
     """
@@ -65,13 +71,16 @@ def serve(
     if not guarded:
         log.warning(
             f"runpod {version('runpod')} is installed, and what guards its queue loop is made for"
-            f" {GUARDED_VERSION}: it runs without. Results can be lost, and progress is not sent."
+            f" {GUARDED_VERSION}: it runs without. Results and pieces of a stream can be lost, and"
+            " progress is not sent."
         )
     import runpod  # noqa: PLC0415 - see the module's docstring
 
     runpod.serverless.start(
         {
-            "handler": _answering(handler),
+            "handler": _answering(handler) if chunk_bytes is None else _streaming(handler),
+            "return_aggregate_stream": True,
+            "chunk_bytes": chunk_bytes,
             "concurrency_modifier": lambda _current: concurrency,
             "on_stop": on_stop,
             "ready": ready,
@@ -117,9 +126,9 @@ def _answering(handler: Handler) -> Handler:
     Source: runpod-python 1.12.0, rp_job.run_job; asyncio.Task.cancelling tells who cancelled.
     """
 
-    async def answer(job: Job) -> Any:
+    async def answering(job: Job, *emit: Emit) -> Any:
         try:
-            return await handler(job)
+            answer = await handler(job, *emit)
         except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
@@ -129,8 +138,43 @@ def _answering(handler: Handler) -> Handler:
                 "The worker failed unexpectedly.",
                 hint=f"The log of job {job.get('id')} has the details.",
             ).as_response()
+        # Of an empty object the SDK keeps nothing, and its local API answers 500 for want of it.
+        # Source: runpod-python 1.12.0, rp_job.run_job; rp_fastapi.py, _sim_runsync.
+        return None if answer == {} else answer
 
-    return answer
+    return answering
+
+
+def _streaming(handler: Handler) -> Callable[[Job], AsyncGenerator[Any]]:
+    """Return a generator of what `handler` hands out, its answer last, whatever it raises.
+
+    Closed or cancelled before that, it ends when the handler has.
+    """
+    answering = _answering(handler)
+
+    async def streaming(job: Job) -> AsyncGenerator[Any]:
+        loop = asyncio.get_running_loop()
+        pieces = asyncio.Queue[Any]()
+
+        def emit(piece: Any) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        work = asyncio.create_task(answering(job, emit))
+        work.add_done_callback(lambda _: pieces.put_nowait(_END))
+        try:
+            while (piece := await pieces.get()) is not _END:
+                yield piece
+            yield work.result()
+        finally:
+            work.cancel()
+            while not work.done():  # A second cancel must not free the slot sooner.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({work})
+
+    return streaming
+
+
+_END = object()
 
 
 class ProgressSender:

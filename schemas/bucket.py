@@ -3,10 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from schemas.errors import InvalidInputError
 
@@ -28,6 +28,8 @@ _STORES = (
 )
 # What MinIO and most others go by when nobody told them a region.
 _USUAL_REGION = "us-east-1"
+# What may be part of a host's name, and of the scope that a request is signed for.
+_REGION = re.compile(r"(?!\d+$)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,25 @@ class Address:
     addressing: Addressing
 
 
+def _as_key(secret: SecretStr) -> SecretStr:
+    """Return a key without what pasting left round it; it travels in a header, so it is one word."""
+    key = secret.get_secret_value().strip()
+    if not (key.isascii() and key.isprintable()) or " " in key or not key:
+        raise ValueError("must be one word of letters, digits and signs of ASCII")
+    return SecretStr(key)
+
+
+Key = Annotated[SecretStr, AfterValidator(_as_key)]
+
+
 class Keys(BaseModel):
     """What lets one write to a bucket; prints nothing of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    access_key_id: SecretStr
-    secret_access_key: SecretStr
-    session_token: SecretStr | None = None
+    access_key_id: Key
+    secret_access_key: Key
+    session_token: Key | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,11 @@ class _S3Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    access_id: SecretStr = Field(alias="accessId", min_length=1)
-    access_secret: SecretStr = Field(alias="accessSecret", min_length=1)
+    access_id: Key = Field(alias="accessId")
+    access_secret: Key = Field(alias="accessSecret")
     bucket_name: str = Field("", alias="bucketName")
     endpoint_url: str = Field("", alias="endpointUrl")
-    region: str = Field("", pattern=r"^[\w-]*$")
+    region: str = Field("", pattern=r"^[A-Za-z0-9-]*$")
 
 
 def destination_of(config: Mapping[str, Any]) -> Destination:
@@ -119,6 +132,8 @@ def address_of(
     Raises:
         ValueError: these name no bucket, or two.
     """
+    if region and not _REGION.fullmatch(region):
+        raise ValueError("that is no name of a region")
     if not endpoint:
         return Address(_named(bucket), None, region or _USUAL_REGION, addressing)
     parts = _split(endpoint)

@@ -399,6 +399,11 @@ class OutputSettings(Section):
         120, gt=0, description="Longest that uploading the pictures of one job may take."
     )
 
+    @property
+    def chunk_bytes(self) -> int | None:
+        """The largest piece of a stream; None without one."""
+        return self.max_chunk_bytes if self.stream else None
+
     @model_validator(mode="after")
     def _whole(self) -> Self:
         self.destination()

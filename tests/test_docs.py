@@ -30,7 +30,7 @@ CODES = sorted(
 )
 EXAMPLES = [
     example
-    for page in ("api.md", "compatibility.md", "controlnet.md", "output.md")
+    for page in ("api.md", "compatibility.md", "controlnet.md", "output.md", "streaming.md")
     for example in re.findall(r"```json\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 ]
 ROUTES_PAGE = (ROOT / "docs" / "routes.md").read_text()

@@ -150,6 +150,8 @@ class Parcel:
 
     def _encoded(self, target: Target) -> "_Encoded":
         caller = self._errand.caller
+        # Until now it was tried to deliver them in another way, if anything.
+        self._errand.clock.lap("deliver_s")
         caller.report({"stage": "encoding", "percent": 0})
         told: list[str] = []
         pictures = all_encoded(self._bytes(), target, caller.cancelled, told.append)

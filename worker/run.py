@@ -48,7 +48,7 @@ WARM_UP = {"prompt": "", "steps": 1, "width": 64, "height": 64}
 
 
 class Runner:
-    """Runs jobs against one A1111; its lock guards the GPU part alone.
+    """Runs jobs against one A1111; only the GPU part takes turns.
 
     Args:
         cache: where models come from.

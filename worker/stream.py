@@ -8,7 +8,6 @@ Source: RunPod's limit of 1 MB for a chunk of /stream; docs/streaming.md.
 """
 
 import json
-import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +25,6 @@ from worker.output import send, size_bytes
 from worker.parcel import Errand, Sent
 from worker.prepare import Prepared
 from worker.wish import Wish
-
-log = logging.getLogger(__name__)
 
 Emit = Callable[[dict[str, Any]], None]
 """Hands one chunk, JSON values, to whoever listens; from any thread, returns at once."""
@@ -218,7 +215,14 @@ class Stream:
                 return [self._chunk(image, about, near)]
             except OutputTooLargeError as error:
                 told = (str(error),)
-        return list(_pieces(self._chunk(image, about, wish, told), self._most))
+        try:
+            whole = self._chunk(image, about, wish, told)
+        except OutputTooLargeError as error:
+            what = f"Picture {self._index} has no room in what the others left of the answer."
+            raise OutputTooLargeError(
+                f"{what} {error}", hint=error.hint, **error.details
+            ) from error
+        return list(_pieces(whole, self._most))
 
     def _chunk(
         self, image: str, about: dict[str, Any], wish: Wish, told: tuple[str, ...] = ()

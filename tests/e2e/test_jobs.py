@@ -81,7 +81,7 @@ def test_a_request_without_a_checkpoint_gets_the_only_one(stack: Stack) -> None:
         pytest.param({"styles": ["nope"]}, "INVALID_INPUT", "styles", id="style"),
         pytest.param({"script_name": "nope"}, "INVALID_INPUT", "script_name", id="script"),
         pytest.param(
-            {"alwayson_scripts": {"controlnet": {}}}, "INVALID_INPUT", "controlnet", id="extension"
+            {"alwayson_scripts": {"nope": {"args": [1]}}}, "INVALID_INPUT", "nope", id="extension"
         ),
         pytest.param({"checkpoint": "deliberat_v6"}, "MODEL_NOT_FOUND", "deliberate_v6", id="near"),
         pytest.param({"vae": "nope.safetensors"}, "MODEL_NOT_FOUND", "nope", id="VAE"),

@@ -11,6 +11,7 @@ from schemas.settings import Settings, SettingsError
 ACCOUNT = "0123456789abcdef" * 2
 R2 = f"https://{ACCOUNT}.r2.cloudflarestorage.com"
 KEYS = {"BUCKET_ACCESS_KEY_ID": "a-key", "BUCKET_SECRET_ACCESS_KEY": "s3cr3t"}
+BOTH_KEYS = {**KEYS, "BUCKET_ENDPOINT_URL": f"{R2}/b"}
 CONFIG = {"accessId": "a-key", "accessSecret": "s3cr3t"}
 
 
@@ -140,6 +141,11 @@ def test_without_any_of_them_there_is_no_bucket() -> None:
         pytest.param({"BUCKET_SECRET_ACCESS_KEY": "s3cr3t"}, "BUCKET_ACCESS_KEY_ID", id="half"),
         pytest.param({**KEYS, "BUCKET_ENDPOINT_URL": R2}, "no bucket is named", id="no name"),
         pytest.param({"A1111_OUTPUT_LINK_TTL_S": "604801"}, "LINK_TTL_S", id="over seven days"),
+        pytest.param({**BOTH_KEYS, "BUCKET_REGION": "eu west"}, "no name of a region", id="region"),
+        pytest.param(
+            {**BOTH_KEYS, "BUCKET_ACCESS_KEY_ID": "s3cr3t x"}, "KEY_ID.*one word", id="key"
+        ),
+        pytest.param({**BOTH_KEYS, "BUCKET_SECRET_ACCESS_KEY": "s3cr3té"}, "one word", id="secret"),
     ],
 )
 def test_half_a_bucket_stops_the_worker_at_start(environ: dict[str, str], why: str) -> None:
@@ -165,6 +171,9 @@ def test_a_job_names_a_bucket_in_runpods_words() -> None:
         ({"bucketName": ["s3cr3t"]}, "s3Config.bucketName"),
         ({"bucket": "b"}, "s3Config.bucket"),
         ({"region": "a/b"}, "s3Config.region"),
+        ({"region": "-"}, "s3Config.endpointUrl"),
+        ({"accessId": "s3cr3t\nx"}, "s3Config.accessId"),
+        ({"accessSecret": "s3cr3t\ud800"}, "s3Config.accessSecret"),
         ({"bucketName": ""}, "s3Config.endpointUrl"),
         ({"endpointUrl": "s3cr3t"}, "s3Config.endpointUrl"),
     ],

@@ -136,7 +136,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def working(folder: Path, concurrency: int = 1, **more: str) -> Iterator[Worker]:
+def working(folder: Path, concurrency: int = 1, *flags: str, **more: str) -> Iterator[Worker]:
     """Start a queue and a worker, and yield once the worker asks for jobs."""
     with contextlib.ExitStack() as stack:
         queue = stack.enter_context(running("queue", "--hold-s", HOLD_S))
@@ -148,7 +148,7 @@ def working(folder: Path, concurrency: int = 1, **more: str) -> Iterator[Worker]
         }
         log, closed = folder / "log", folder / "closed"
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), str(concurrency), str(closed)],
+            [sys.executable, str(HERE / "worker.py"), str(concurrency), str(closed), *flags],
             cwd=folder,
             env=environment(folder, **{**env, "RUNPOD_LOG_LEVEL": "INFO", **more}),
             stdout=stack.enter_context(log.open("wb")),
@@ -173,11 +173,11 @@ StartWorker = Callable[..., Worker]
 
 @pytest.fixture
 def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
-    """Start a worker for one test: `start_worker(concurrency, NAME="value", …)`."""
+    """Start a worker for one test: `start_worker(concurrency, "--flag", …, NAME="value", …)`."""
     with contextlib.ExitStack() as stack:
 
-        def start(concurrency: int = 1, **more: str) -> Worker:
-            return stack.enter_context(working(tmp_path, concurrency, **more))
+        def start(concurrency: int = 1, *flags: str, **more: str) -> Worker:
+            return stack.enter_context(working(tmp_path, concurrency, *flags, **more))
 
         yield start
 

@@ -207,3 +207,12 @@ def test_no_key_but_the_platforms_is_ever_sent(worker: Worker) -> None:
     """The worker's home holds a ~/.runpod/config.toml and a .netrc: see conftest.py."""
     assert worker.wait(worker.run(a=1))["status"] == "COMPLETED"
     assert [line for line in worker.journal()["violations"] if "key" in line] == []
+
+
+def test_what_the_sdk_says_comes_by_our_log_with_its_job(worker: Worker) -> None:
+    job_id = worker.run(a=1)
+    worker.wait(job_id)
+
+    lines = worker.log.splitlines()
+    assert f"OURS INFO Started. {job_id}" in lines
+    assert not any(line.startswith("INFO ") for line in lines)

@@ -17,10 +17,19 @@ pytestmark = pytest.mark.slow
 
 # An idle machine needs half a second. The SDK waits for its long polls (20 s here), and 5 s after a 429.
 PROMPT_S = 3.0
+# A younger poll is waited for: see rp_guards.UNDER_WAY_S.
+UNDER_WAY_S = 0.5
 
 
 def terminate(worker: Worker) -> None:
     worker.process.send_signal(signal.SIGTERM)
+
+
+def age_of_poll(worker: Worker) -> float:
+    """Return for how many seconds the last poll for jobs has been open."""
+    polls = worker.requests("job-take")
+    now = worker.queue.get("/simulator/ended")["now"]
+    return float(now - polls[-1]["t"]) if polls else 0.0
 
 
 def told(worker: Worker) -> bool:
@@ -29,6 +38,7 @@ def told(worker: Worker) -> bool:
 
 def test_an_idle_worker_ends_at_once_and_takes_no_job_with_it(start_worker: StartWorker) -> None:
     worker = start_worker()
+    until(lambda: age_of_poll(worker) > UNDER_WAY_S)
     began = time.monotonic()
 
     terminate(worker)
@@ -72,6 +82,21 @@ def test_a_job_whose_answer_has_begun_to_arrive_is_run(start_worker: StartWorker
     worker.wait(worker.run(a=1))  # by the poll that is open already
     job_id = worker.run(a=2)
     until(lambda: worker.log.count("Response: ClientResponse 200") == 2)
+
+    terminate(worker)
+
+    assert worker.process.wait(5) == 0
+    assert worker.status(job_id)["status"] == "COMPLETED"
+
+
+def test_a_job_that_is_on_its_way_when_a_poll_has_just_begun_is_run(
+    start_worker: StartWorker,
+) -> None:
+    worker = start_worker()
+    worker.wait(worker.run(a=1))  # by the poll that is open already
+    worker.fault(route="job-take", status=None, late_s=0.3)
+    job_id = worker.run(a=2)
+    until(lambda: worker.status(job_id)["status"] == "IN_PROGRESS")
 
     terminate(worker)
 

@@ -1,6 +1,7 @@
 """A worker of a few lines: each job says what it shall do. `python worker.py CONCURRENCY CLOSED_FILE`.
 
-While CLOSED_FILE exists, the worker takes no job. SDK flags may follow.
+While CLOSED_FILE exists, the worker takes no job. With --stream it hands out pieces of 100,000 bytes at
+most. SDK flags may follow.
 """
 
 import asyncio
@@ -51,7 +52,11 @@ async def stop(job: rp_sdk.Job) -> None:
 
 
 async def hurry(job: rp_sdk.Job) -> None:
-    vars(sys.modules["rp_guards"])["RESULT_S"] = job["input"]["s"]
+    vars(sys.modules["rp_post"])["RESULT_S"] = job["input"]["s"]
+
+
+async def lose_patience(job: rp_sdk.Job) -> None:
+    vars(sys.modules["rp_stream"])["PIECES_S"] = job["input"]["s"]
 
 
 async def progress(job: rp_sdk.Job) -> None:
@@ -67,16 +72,21 @@ async def progress(job: rp_sdk.Job) -> None:
 DEEDS = {
     deed.__name__: deed
     for deed in (
-        *(sleep, stop, hurry, progress),
+        *(sleep, stop, hurry, lose_patience, progress),
         *(leave, leave_in_a_thread, interrupt, cancel_itself, fail),
     )
 }
 
 
-async def handler(job: rp_sdk.Job) -> dict[str, Any]:
+async def handler(job: rp_sdk.Job, *emit: rp_sdk.Emit) -> Any:
     wish = job["input"]
+    for number in range(wish.get("pieces", 0)):
+        emit[0]({"piece": number, "text": "x" * wish.get("size", 1)})
+        await asyncio.sleep(wish.get("pause_s", 0))
     if "do" in wish:
         await DEEDS[wish["do"]](job)
+    if "answer" in wish:
+        return wish["answer"]
     if "give" in wish:
         return {"it": CANNOT_BE_SENT[wish["give"]]}
     return {"echo": wish, "guarded": "rp_guards" in sys.modules}
@@ -88,9 +98,21 @@ def told() -> None:
 
 def main() -> None:
     concurrency, closed = int(sys.argv.pop(1)), Path(sys.argv.pop(1))
-    logging.basicConfig(level="INFO", stream=sys.stdout, format="OURS %(levelname)s %(message)s")
+    if streams := "--stream" in sys.argv:
+        sys.argv.remove("--stream")
+    lines = logging.StreamHandler(sys.stdout)
+    # Lines of the SDK have their job beside them.
+    form = "OURS %(levelname)s %(message)s %(job)s"
+    lines.setFormatter(logging.Formatter(form, defaults={"job": ""}))
+    logging.basicConfig(level="INFO", handlers=[lines])
     rp_sdk.preload()
-    rp_sdk.serve(handler, on_stop=told, ready=lambda: not closed.exists(), concurrency=concurrency)
+    rp_sdk.serve(
+        handler,
+        on_stop=told,
+        ready=lambda: not closed.exists(),
+        concurrency=concurrency,
+        chunk_bytes=100_000 if streams else None,
+    )
     print("served", flush=True)
 
 

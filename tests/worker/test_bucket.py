@@ -13,6 +13,7 @@ import pytest
 import requests
 from botocore.config import Config
 
+from schemas.bucket import Address, Destination
 from schemas.errors import (
     InvalidInputError,
     JobCancelledError,
@@ -20,8 +21,17 @@ from schemas.errors import (
     UploadRefusedError,
 )
 from schemas.settings import Settings
-from tests.worker.stores import KEY, SECRET, Proxy, bucket_at, moto, proxied, refusing
-from worker.bucket import PROBE, Bucket, Upload, bucket_of
+from tests.worker.stores import (
+    KEY,
+    SECRET,
+    Proxy,
+    bucket_at,
+    destination,
+    moto,
+    proxied,
+    refusing,
+)
+from worker.bucket import PROBE, Bucket, How, Upload, bucket_of
 
 pytestmark = pytest.mark.slow
 MB = 1 << 20
@@ -492,18 +502,28 @@ def test_without_any_word_of_a_bucket_there_is_none() -> None:
     assert bucket_of(Settings(), None) is None
 
 
-def test_settings_that_make_no_client_are_a_refusal(store: str) -> None:
-    bucket = bucket_of(
-        settings(
-            BUCKET_ENDPOINT_URL=store,
-            BUCKET_NAME="b",
-            BUCKET_REGION="no region",
-            BUCKET_ACCESS_KEY_ID=KEY,
-            BUCKET_SECRET_ACCESS_KEY=SECRET,
-        ),
-        None,
+def test_an_endpoint_that_makes_no_client_is_a_refusal() -> None:
+    with pytest.raises(UploadRefusedError, match="cannot be asked with these settings"):
+        put(bucket_at("http://store..example", "b"))
+
+
+def test_a_request_that_no_header_can_carry_is_a_refusal(store: str) -> None:
+    where = Destination(Address("b", store, "us-east-1\n", "path"), destination(store, "b").keys)
+
+    with pytest.raises(UploadRefusedError, match=r"cannot be asked\.$"):
+        put(Bucket(where, How(allow_private=True, timeout_s=5, link_ttl_s=600)))
+
+
+def test_keys_that_were_pasted_with_a_line_break_are_right(store: str, name: str) -> None:
+    found = Settings.from_env(
+        {
+            "BUCKET_ENDPOINT_URL": f"{store}/{name}",
+            "BUCKET_ACCESS_KEY_ID": f"{KEY}\n",
+            "BUCKET_SECRET_ACCESS_KEY": f" {SECRET}\r\n",
+        }
     )
 
+    bucket = bucket_of(found, None)
+
     assert bucket is not None
-    with pytest.raises(UploadRefusedError, match="InvalidRegionError"):
-        put(bucket)
+    assert requests.get(put(bucket)[0], timeout=10).content == b"picture"

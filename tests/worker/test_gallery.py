@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import resource
 import threading
@@ -190,6 +191,7 @@ RECORD = {
         pytest.param({**RECORD, "pictures": [{"place": "a.png", "width": "<", "seed": True}]}, 1),
         pytest.param({**RECORD, "pictures": [{"place": "../a.png"}, {"place": "javascript:x"}]}, 0),
         pytest.param({**RECORD, "pictures": [{"place": "a.png\0"}, {"place": ""}, 1, None]}, 0),
+        pytest.param({**RECORD, "pictures": [{"place": "x" * 300}, {"place": "/x" * 5000}]}, 0),
         pytest.param({**RECORD, "pictures": None}, 0, id="no pictures"),
         pytest.param({**RECORD, "created": "yesterday"}, 0, id="no time"),
         pytest.param({**RECORD, "format": "other"}, 0, id="another's"),
@@ -202,6 +204,7 @@ def test_a_file_that_was_edited_spoils_nothing(tmp_path: Path, record: object, c
     (tmp_path / "b.json").write_text("{half")
     (tmp_path / "c.json").write_bytes(b"\xff\xfe")
     (tmp_path / "d.json").mkdir()
+    os.mkfifo(tmp_path / "e.json")
 
     assert len(page(tmp_path).all("li")) == count
 

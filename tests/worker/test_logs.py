@@ -113,6 +113,19 @@ def test_of_a_long_message_the_middle_goes(capsys: pytest.CaptureFixture[str]) -
     assert len(json.dumps(line, ensure_ascii=False)) > MAX_CHARS - 200
 
 
+def test_a_prompt_is_taken_out_of_a_message_that_is_cut_within_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("INFO", as_json=True)
+    prompt = " ".join(f"word-{number}" for number in range(3000))
+
+    with redact.knowing({"input": {"prompt": prompt}}):
+        log.info("%s", f"refused: {prompt} was too long")
+
+    (line,) = said(capsys)
+    assert line["message"] == "refused: … was too long"
+
+
 def test_fields_that_are_too_long_go_and_the_message_stays(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -22,6 +23,7 @@ from schemas.errors import (
 from schemas.job import Txt2Img
 from schemas.output import Output
 from schemas.settings import CacheSettings, OutputSettings, Settings
+from tests.worker.stores import bucket_at
 from worker import output
 from worker.clock import Clock
 from worker.output import fitting, foresee, send, size_bytes
@@ -34,7 +36,7 @@ Send = Callable[..., Any]
 
 def noise(side: int = 64, seed: int = 1, mode: str = "RGB") -> str:
     """Return a PNG, as base64, that nothing makes much smaller without loss."""
-    data = random.Random(seed).randbytes(side * side * len(mode))
+    data = random.Random(seed).randbytes(side * side * len(mode))  # noqa: S311 - a picture, no secret
     png = io.BytesIO()
     Image.frombytes(mode, (side, side), data).save(png, "PNG")
     return base64.b64encode(png.getvalue()).decode()
@@ -43,7 +45,8 @@ def noise(side: int = 64, seed: int = 1, mode: str = "RGB") -> str:
 def cloudy(side: int = 96) -> str:
     """Return a PNG, as base64, that WebP packs better: a smooth picture with a little noise."""
     picture = Image.radial_gradient("L").resize((side, side)).convert("RGB")
-    speckle = Image.frombytes("L", (side, side), random.Random(7).randbytes(side * side))
+    grain = random.Random(7).randbytes(side * side)  # noqa: S311 - a picture, no secret
+    speckle = Image.frombytes("L", (side, side), grain)
     picture = Image.blend(picture, speckle.convert("RGB"), 0.02)
     png = io.BytesIO()
     picture.save(png, "PNG", compress_level=1)
@@ -62,8 +65,10 @@ def opened(image: str) -> Image.Image:
 def wishes(tmp_path: Path) -> Callable[..., Wish]:
     """Return a maker of wishes: `output`, the field; `limit`, of the answer in bytes; settings."""
 
-    def make(field: dict[str, Any], limit: int, volume: bool = True, **settings: Any) -> Wish:
-        cache = CacheSettings(volume=tmp_path, local_root=tmp_path / "" if not volume else Path("/x"))
+    def make(field: dict[str, Any], limit: int, *, volume: bool = True, **settings: Any) -> Wish:
+        cache = CacheSettings(
+            volume=tmp_path, local_root=tmp_path / "" if not volume else Path("/x")
+        )
         whole = Settings(cache=cache, output=OutputSettings(max_run_bytes=limit, **settings))
         return Wishes(whole).of(Output.model_validate(field), {"id": "job-1"})
 
@@ -236,6 +241,53 @@ def test_a_volume_that_is_gone_is_passed_by_with_a_warning(
     assert "VOLUME_MISSING" in answer["warnings"][0]
 
 
+def test_time_lost_on_a_way_that_failed_is_no_encoding(
+    wishes: Callable[..., Wish],
+) -> None:
+    now = 0.0
+
+    def report(progress: dict[str, Any]) -> None:
+        nonlocal now
+        now += {"uploading": 100, "encoding": 1}[progress["stage"]]
+
+    errand = Errand(Caller(Event(), report, ExitStack()), Clock(now=lambda: now))
+    image = cloudy()
+    wish = replace(
+        wishes({}, len(image)),
+        ways=("upload", "inline", "lossless_webp"),
+        bucket=bucket_at("http://127.0.0.1:9", "b", allow_private=False),
+    )
+
+    answer = send([image], wish, made, errand)
+
+    timings = errand.clock.timings()
+    assert answer["output"]["format"] == "webp"
+    assert "UPLOAD_FAILED" in answer["warnings"][0]
+    assert (timings["encode_s"], timings["deliver_s"]) == (1, 100)
+
+
+def test_what_the_endpoint_cannot_do_by_its_settings_is_told_with_each_answer(
+    wishes: Callable[..., Wish], errand: Errand
+) -> None:
+    for delivery, volume in (("url", True), ("volume", False)):
+        wish = wishes({}, 10**6, volume=volume, delivery=delivery)
+
+        answer = send([noise()], wish, made, errand)
+
+        assert answer["output"]["delivery"] == "base64"
+        assert answer["warnings"] == [*wish.warnings]
+        assert f"A1111_OUTPUT_DELIVERY is `{delivery}`" in answer["warnings"][0]
+
+
+def test_lossless_is_not_left_out_where_the_endpoints_format_loses_something(
+    wishes: Callable[..., Wish],
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        wishes({"lossless": True}, 1000, format="jpeg")
+    assert caught.value.details["field"] == "output.lossless"
+    assert wishes({"lossless": True}, 1000, format="webp").target.lossless
+
+
 def test_without_a_network_volume_or_storage_there_is_no_asking_for_them(
     wishes: Callable[..., Wish],
 ) -> None:
@@ -290,7 +342,7 @@ def test_an_answer_without_pictures_is_measured_too(
     ],
 )
 def test_what_cannot_arrive_is_refused_before_it_is_drawn(
-    field: dict[str, Any], ends: bool, wishes: Callable[..., Wish]
+    field: dict[str, Any], *, ends: bool, wishes: Callable[..., Wish]
 ) -> None:
     job = Txt2Img(width=4096, height=4096, batch_size=4)
 

@@ -86,6 +86,22 @@ def test_a_job_that_runs_is_known_however_many_others_end_meanwhile() -> None:
         assert redact.text(TOKEN) == "…"
 
 
+def test_a_huge_job_costs_those_after_it_neither_time_nor_memory() -> None:
+    lines = [f"{number:07} of many lines" for number in range(50_000)]
+    for _ in range(2):
+        with redact.knowing({"input": {"prompt": "\n".join(lines), "tokens": {"x": TOKEN}}}):
+            start = time.perf_counter()
+            assert redact.text("x" * 1000) == "x" * 1000
+            assert redact.text("as sent: " + "\n".join(lines)) == "as sent: …"
+            assert time.perf_counter() - start < 1
+
+    assert redact.text(TOKEN) == "…"
+    for number in range(3):
+        with redact.knowing({"input": {"prompt": f"{number} {'x' * 400_000}"}}):
+            pass
+    assert redact.text(TOKEN) == TOKEN
+
+
 PROMPT = 'a <lora:detail:0.8> "red"  fox\nin the snow, naïve'
 
 
