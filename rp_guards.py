@@ -26,7 +26,7 @@ from typing import Any
 
 import aiohttp
 import requests
-from runpod import http_client
+from runpod import http_client, serverless
 from runpod.http_client import AsyncClientSession, TooManyRequests
 from runpod.serverless.modules import rp_job, rp_logger, rp_ping, rp_scale
 
@@ -60,6 +60,7 @@ def install() -> None:
     rp_ping.SyncClientSession = http_client.SyncClientSession = _Session
     http_client.get_credentials = lambda: None
     rp_logger.RunPodLogger.log = _log
+    vars(serverless)["print"] = _sdk_log.info  # Its first words, as plain text among JSON lines.
     _sdk_log.setLevel(logging.DEBUG)  # RUNPOD_LOG_LEVEL alone says what is said.
 
 

@@ -194,9 +194,12 @@ def _whole(answer: Any, pieces: Sequence[dict[str, Any]]) -> Any:
     if not pieces:
         return answer
     images: dict[int, str] = {}
+    kinds: dict[int, str] = {}
     for piece in pieces:
         images[piece["index"]] = images.get(piece["index"], "") + piece["image"]
-    return {**answer, "images": list(images.values()), "output": pieces[0]["output"]}
+        kinds.setdefault(piece["index"], piece.get("image_kind", "unknown"))
+    handed_out = {"images": list(images.values()), "image_kinds": list(kinds.values())}
+    return {**answer, **handed_out, "output": pieces[0]["output"]}
 
 
 def _cancelled(error: BaseException | None) -> WorkerError:

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.bucket import Addressing, Destination, Keys, address_of
+from schemas.bucket import Addressing, Destination, Key, Keys, address_of
 from schemas.model_ref import Kind
 from schemas.output import LADDER, Delivery, Ladder, PictureFormat, Prefix, Quality
 
@@ -59,6 +59,8 @@ def _endpoint(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"https", "http"} or not parts.hostname or parts.query:
         raise ValueError("must be the URL of a host")
+    if parts.username or parts.password:
+        raise ValueError("must hold no name and no password")
     return url.rstrip("/")
 
 
@@ -378,13 +380,13 @@ class OutputSettings(Section):
         description="Where the bucket's name stands in a URL: `path`, `virtual` (in front of the "
         "host), or `auto`: as the endpoint has it.",
     )
-    bucket_access_key_id: SecretStr | None = Field(
+    bucket_access_key_id: Key | None = Field(
         None, description="Key for the bucket; BUCKET_ACCESS_KEY_ID is the same."
     )
-    bucket_secret_access_key: SecretStr | None = Field(
+    bucket_secret_access_key: Key | None = Field(
         None, description="Its secret; BUCKET_SECRET_ACCESS_KEY is the same."
     )
-    bucket_session_token: SecretStr | None = Field(
+    bucket_session_token: Key | None = Field(
         None, description="For temporary keys; links end with them."
     )
     bucket_public_url: Endpoint | None = Field(

@@ -20,6 +20,7 @@ Report = Callable[[dict[str, Any]], None]
 
 RESULT: dict[str, Any] = {
     "images": ["iVBORw0KGgo="],
+    "image_kinds": ["picture"],
     "output": {"format": "png", "lossless": True, "quality": None, "delivery": "base64"},
     "models": [
         {"kind": "checkpoint", "name": "deliberate", "sha256": "ab", "cached": False},

@@ -64,7 +64,9 @@ def runs(folder: Path) -> list[Run]:
     Raises:
         OSError: the folder cannot be read.
     """
-    read = (_read(path) for path in folder.iterdir() if path.suffix == ".json")
+    # Whoever opens a pipe waits for who writes to it.
+    files = (path for path in folder.iterdir() if path.suffix == ".json" and path.is_file())
+    read = (_read(path) for path in files)
     found = [run for run in read if run is not None]
     return sorted(found, key=lambda run: (run.created, run.file), reverse=True)
 

@@ -85,7 +85,10 @@ def rendered(found: list[Run], folder: Path) -> str:
 def _is_there(folder: Path, place: str) -> bool:
     """Return whether `place` is a file's name in `folder`, or the path of one on the volume."""
     is_name = bool(place) and "/" not in place
-    return (is_name or place.startswith("/")) and (folder / place).is_file()
+    try:
+        return (is_name or place.startswith("/")) and (folder / place).is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _policy(template: str) -> str:

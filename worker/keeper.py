@@ -59,7 +59,7 @@ def keep(answer: Any, folder: Path, now: datetime) -> Run:
     try:
         shown = keeper.replaced(answer, ())
         run = Run(now, tuple(keeper.pictures), shown)
-        if not keeper.written and not is_generation(answer):
+        if not (keeper.written or keeper.pictures or is_generation(answer)):
             return run
         file = keeper.write(as_json(run), "json", keeper.seed)
     except OSError:

@@ -24,6 +24,7 @@ MAX_CHARS = 4096
 """Longest line, its end included. Source: runpod-python 1.12.0, rp_logger.py, MAX_MESSAGE_LENGTH."""
 # More of a message is not looked at: some are a whole result.
 _MOST_READ = 3 * MAX_CHARS
+_MOST_SEARCHED = 200_000
 _MAX_ID_CHARS = 128
 _MAX_DEPTH = 8
 # The words of the SDK, which RunPod's console knows.
@@ -126,9 +127,15 @@ def _safe(text: str) -> str:
         head, _, rest = text.partition(record_dump)
         text = f"{head}{record_dump}{len(rest)} characters, not shown"
     if len(text) > _MOST_READ:
-        text = _shortened(text, len(text) - _MOST_READ)
+        # First what is known is taken out: cut in two it would not be found any more.
+        text = _at_most(redact.known(_at_most(text, _MOST_SEARCHED)), _MOST_READ)
     text = text.replace("\r\n", "\n").encode(errors="backslashreplace").decode()
     return redact.text(text).translate(_UNSEEN)
+
+
+def _at_most(text: str, most: int) -> str:
+    over = len(text) - most
+    return text if over <= 0 else _shortened(text, over)
 
 
 def _shortened(text: str, over: int) -> str:

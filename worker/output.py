@@ -9,6 +9,7 @@ Source: runpod-python 1.12.0, rp_http._handle_result gives up on a 4xx with a lo
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from schemas.errors import BackendFailedError, OutputTooLargeError, UploadFailed
 from schemas.job import Generation
 from worker.parcel import Errand, Parcel, Sent
 from worker.wish import Wish, is_lossy
+
+log = logging.getLogger(__name__)
 
 # What the SDK puts round a result: {"output": …}. Source: runpod-python 1.12.0, rp_job.run_job.
 _ENVELOPE_BYTES = len('{"output": }')
@@ -70,7 +73,7 @@ def send(images: Sequence[str], wish: Wish, finish: Finish, errand: Errand) -> A
         return fitting(finish(Sent([], None)), wish.limit_bytes)
     parcel = Parcel(images, wish, errand)
     sizes: list[int] = []
-    told: list[str] = []
+    told = [*wish.warnings]
     for way in wish.ways:
         try:
             for sent in parcel.by(way):
@@ -81,6 +84,7 @@ def send(images: Sequence[str], wish: Wish, finish: Finish, errand: Errand) -> A
                     return answer
         except (UploadFailedError, VolumeError) as error:
             told.append(f"`{way}` failed for the pictures: {error.code}: {error}")
+            log.warning(told[-1])
     raise _too_large(sizes[0], wish.limit_bytes, [*wish.ways], told)
 
 

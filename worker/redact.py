@@ -24,6 +24,10 @@ PART_CHARS = 8
 """So much of the beginning of a secret counts as the secret, where a text was cut off behind it."""
 _ENDED_JOBS = 32
 """Jobs whose values are still known: the SDK, A1111 and helper threads speak after the answer, too."""
+_MOST_ENDED_CHARS = 1_000_000
+"""Of them all; the one that ended last is known in any case."""
+_MOST_WORDS = 500
+"""Of one job. Each costs time in every line; a prompt of more lines than that is known as a whole."""
 _MAX_URL_CHARS = 16_384
 
 _SECRET = re.compile(
@@ -82,6 +86,8 @@ class _Book:
         with self._lock:
             self._running.remove(words)
             self._ended.append(words)
+            while len(self._ended) > 1 and sum(map(_chars, self._ended)) > _MOST_ENDED_CHARS:
+                self._ended.popleft()
             self._settle()
 
     def _settle(self) -> None:
@@ -117,11 +123,16 @@ def knowing(job: Mapping[str, Any]) -> Iterator[None]:
 
 def text(value: str) -> str:
     """Return `value` as it may be logged."""
-    value = _without(value, (*_book.secrets, *_book.prompts))
+    value = known(value)
     if _MAYBE.search(value):
         for pattern, kept in _CUT:
             value = pattern.sub(kept, value)
     return value
+
+
+def known(value: str) -> str:
+    """Return `value` without the secrets and prompts that are known, else as it is."""
+    return _without(value, (*_book.secrets, *_book.prompts))
 
 
 def answer(value: Any) -> Any:
@@ -200,14 +211,18 @@ def _in_url(value: str) -> set[str]:
 
 def _forms(words: set[str]) -> frozenset[str]:
     found = set[str]()
-    for word in {word.strip() for word in words}:
-        if len(word) >= MIN_CHARS:
-            found |= {word, repr(word)[1:-1], json.dumps(word)[1:-1]}
-            found |= {
-                json.dumps(word, ensure_ascii=False)[1:-1],
-                quote(word, safe="", errors="replace"),
-            }
+    long = {word.strip() for word in words if len(word.strip()) >= MIN_CHARS}
+    for word in _longest_first(long)[:_MOST_WORDS]:
+        found |= {word, repr(word)[1:-1], json.dumps(word)[1:-1]}
+        found |= {
+            json.dumps(word, ensure_ascii=False)[1:-1],
+            quote(word, safe="", errors="replace"),
+        }
     return frozenset(found)
+
+
+def _chars(words: tuple[frozenset[str], frozenset[str]]) -> int:
+    return sum(len(word) for part in words for word in part)
 
 
 def _longest_first(words: set[str] | frozenset[str]) -> tuple[str, ...]:

@@ -171,7 +171,7 @@ class Store:
             ) from None
         except requests.exceptions.SSLError:
             raise self._refused("shows no certificate that we trust") from None
-        except requests.exceptions.InvalidURL:
+        except ValueError:  # of URLs and headers that cannot be sent
             raise self._refused("cannot be asked") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             how = "was silent" if isinstance(error, requests.Timeout) else "could not be reached"

@@ -26,6 +26,8 @@ _OUTCOMES: Mapping[type[WorkerError], str] = {
     WorkerStoppedError: "stopped",
 }
 _OF_A_MODEL = ("kind", "name", "cached", "fetched_bytes", "download_s")
+# The others were made of these: grids, masks, maps.
+_PICTURES = ("picture", "unknown")
 _MAX_ENDPOINT_CHARS = 100
 
 
@@ -58,7 +60,7 @@ class Summary:
         if isinstance(answer, Mapping) and "timings" in answer:
             output = answer.get("output") or {}
             self._known |= {
-                "pictures": len(answer["images"]),
+                "pictures": sum(kind in _PICTURES for kind in answer["image_kinds"]),
                 "delivery": output.get("delivery", "base64"),
                 "format": output.get("format"),
                 "timings": answer["timings"],

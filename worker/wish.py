@@ -22,6 +22,10 @@ _FIRST: Mapping[str, tuple[Way, ...]] = {
     "url": ("upload", "inline"),
     "volume": ("volume", "inline"),
 }
+_NOT_THERE = {
+    "url": "A1111_OUTPUT_DELIVERY is `url`, and this endpoint has no storage.",
+    "volume": "A1111_OUTPUT_DELIVERY is `volume`, and this endpoint has no network volume.",
+}
 _MAX_ID_CHARS = 128
 
 
@@ -46,6 +50,8 @@ class Wish:
     """Whether the request itself names the volume."""
     first_index: int = 0
     """The number that the first picture gets in its name elsewhere."""
+    warnings: tuple[str, ...] = ()
+    """What of the settings cannot be followed."""
 
 
 class Wishes:
@@ -83,6 +89,8 @@ class Wishes:
             "lossless_webp": target.format != "png",
         }
         ways = _wanted(output, settings)
+        # Of the settings, for what the request itself wants is refused.
+        cannot_first = cannot.get(ways[0], False)
         return Wish(
             target=target,
             ways=tuple(way for way in ways if not cannot.get(way, False)),
@@ -93,6 +101,7 @@ class Wishes:
             bucket=bucket,
             outbox=self._outbox,
             asks_for_volume=output.delivery == "volume" or "volume" in (output.ladder or ()),
+            warnings=(_NOT_THERE[settings.delivery],) if cannot_first else (),
         )
 
 
@@ -114,6 +123,12 @@ def _target(output: Output, usual: Format, quality: int) -> Target:
     wanted = output.format or usual
     if wanted == "png" or (wanted == "webp" and output.lossless):
         return Target(wanted, lossless=True)
+    if output.lossless:
+        raise InvalidInputError(
+            f"`output.lossless` is of `webp` and `png`, and this endpoint's format is {wanted}.",
+            hint="Send `output.format` besides.",
+            field="output.lossless",
+        )
     return Target(wanted, quality=quality)
 
 

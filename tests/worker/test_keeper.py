@@ -197,6 +197,13 @@ def test_pictures_elsewhere_are_named_and_not_fetched(tmp_path: Path) -> None:
     assert names(tmp_path / "o") == ["20261121-183000-42.json"]
 
 
+def test_pictures_that_a_call_left_elsewhere_are_of_the_run_too(tmp_path: Path) -> None:
+    run = keep({"image": "/runpod-volume/outputs/job/0.webp"}, tmp_path, NOW)
+
+    assert [path.name for path in tmp_path.iterdir()] == [run.file]
+    assert album.runs(tmp_path)[0].pictures[0].place == "/runpod-volume/outputs/job/0.webp"
+
+
 def test_half_a_character_does_not_cost_the_picture(tmp_path: Path) -> None:
     run = keep(generation("picture", warnings=["\ud83d ok 🦊"]), tmp_path, NOW)
 

@@ -230,7 +230,10 @@ def test_a_job_that_is_done_twice_leaves_its_pictures_once(
 
 
 def test_a_volume_that_is_gone_is_passed_by_with_a_warning(
-    wishes: Callable[..., Wish], errand: Errand, tmp_path: Path
+    wishes: Callable[..., Wish],
+    errand: Errand,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     wish = wishes({"delivery": "volume"}, 10**6)
     tmp_path.rmdir()
@@ -239,6 +242,7 @@ def test_a_volume_that_is_gone_is_passed_by_with_a_warning(
 
     assert answer["images"] == [noise()]
     assert "VOLUME_MISSING" in answer["warnings"][0]
+    assert caplog.messages == answer["warnings"]
 
 
 def test_time_lost_on_a_way_that_failed_is_no_encoding(
