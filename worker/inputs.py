@@ -13,6 +13,7 @@ from schemas import controlnet
 from schemas.errors import InvalidInputError
 from schemas.job import Generation, Img2Img
 from schemas.settings import Settings
+from worker import scripts
 from worker.images import SINGLE_FIELDS, is_url
 
 MAX_URLS = 64
@@ -22,13 +23,18 @@ MAX_URLS = 64
 def brought(job: Generation, settings: Settings, cancelled: Event) -> Generation:
     """Return `job` with base64 in the place of each image that is given by URL.
 
+    The arguments of extensions are put as they read them, so that whoever looks at them finds the same.
+
     Raises:
         WorkerError: see `fetched`.
+        InvalidInputError: see `scripts.respelled`.
     """
     found = fetched(pictures(job), settings, cancelled)
-    if not found:
-        return job
     changes: dict[str, object] = {name: found[name] for name in SINGLE_FIELDS if name in found}
+    if job.alwayson_scripts:
+        changes["alwayson_scripts"] = scripts.respelled(job.alwayson_scripts, found, settings.job)
+    if not found:
+        return job.model_copy(update=changes) if changes else job
     if isinstance(job, Img2Img):
         changes["init_images"] = [
             found.get(f"init_images[{index}]", text) for index, text in enumerate(job.init_images)
@@ -45,6 +51,7 @@ def pictures(job: Generation) -> dict[str, object]:
         **{f"init_images[{index}]": text for index, text in enumerate(several)},
         **{name: getattr(job, name, None) for name in SINGLE_FIELDS},
         **controlnet.images(job.controlnet_args),
+        **scripts.pictures(job.alwayson_scripts),
     }
 
 

@@ -14,6 +14,7 @@ from schemas.controlnet import SCRIPT
 from schemas.errors import WrongModelUsedError
 from schemas.job import Generation, Img2Img, Txt2Img
 from schemas.result import ImageKind
+from worker import reactor
 from worker.controlnet import Control, Controls
 
 # What these make is no picture, so that hires fix brings no second map of it.
@@ -36,6 +37,8 @@ def settled(
         WrongModelUsedError: a unit has no map: the pictures were made without ControlNet.
     """
     images: list[str] = answer["images"]
+    if job.alwayson_scripts:
+        _hide_source(answer["parameters"])
     kinds = _kinds(len(images), job, controls, options)
     if controls.controls:
         _hide_inputs(answer, job)
@@ -103,3 +106,14 @@ def _hide_inputs(answer: dict[str, Any], job: Generation) -> None:
         parameters["alwayson_scripts"][SCRIPT]["args"] = [
             {key: None if key in hidden else value for key, value in unit.items()} for unit in units
         ]
+
+
+def _hide_source(parameters: dict[str, Any]) -> None:
+    """Take ReActor's picture out of what A1111 repeats: it can be larger than what was drawn."""
+    scripts = parameters["alwayson_scripts"]
+    for name in [name for name in scripts if name.lower() == reactor.SCRIPT]:
+        arguments = scripts[name].get("args")
+        if arguments:
+            kept = [*arguments]
+            kept[reactor.IMAGE] = None
+            scripts[name] = {**scripts[name], "args": kept}

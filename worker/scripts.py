@@ -10,14 +10,15 @@ Source: A1111 1.10.1, scripts/*.py and extensions-builtin/*/scripts/*.py; what i
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import InvalidInputError, shown
 from schemas.job import Generation
 from schemas.settings import JobSettings
-from worker import detailer
+from worker import detailer, reactor
+from worker.arguments import Arguments, fitting, require_count
 from worker.helpers import require_upscaler
 from worker.images import size_px
 
@@ -28,9 +29,6 @@ ALWAYS_ON = frozenset({"soft inpainting"})
 """Of those that are always on: whose arguments change the picture, and nothing else."""
 _BY_INDEX = frozenset({(UPSCALE, 2), (SIMPLE_OUTPAINTING, 2)})
 """Script and place of a choice that A1111 takes as its number in the list."""
-
-Arguments = Sequence[Mapping[str, Any]]
-"""What A1111 tells of each argument: `label` and `value`, `minimum` and `maximum`, `choices`."""
 
 
 def checked(
@@ -56,8 +54,8 @@ def checked(
         InvalidInputError: a script that is not taken, or an argument that is not.
         ModelNotFoundError: an upscaler's weights are not installed.
     """
-    for name, entry in job.alwayson_scripts.items():
-        _always_on(name, entry, offered, limits)
+    for name in job.alwayson_scripts:
+        _always_on(name, job, offered, limits, links)
     if not job.script_name:
         return {}
     script = job.script_name.lower()
@@ -89,79 +87,84 @@ def _refused(field: str, name: str) -> InvalidInputError:
 
 
 def _always_on(
-    name: str, entry: object, offered: Mapping[str, Arguments], limits: JobSettings
+    name: str, job: Generation, offered: Mapping[str, Arguments], limits: JobSettings, links: Path
 ) -> None:
+    entry = job.alwayson_scripts[name]
     field = f"alwayson_scripts.{name[:80]}"
     arguments = entry.get("args", []) if isinstance(entry, dict) else None
     if not isinstance(arguments, list):
         raise InvalidInputError(f'`{field}` must be {{"args": […]}}.', field=field)
-    script = name.lower()
+    script, field = name.lower(), f"{field}.args"
     if not arguments or script in _added(limits):
         return  # Without arguments it does what it does in every job.
+    told = offered.get(script)
+    if told is None:
+        raise _refused(field.removesuffix(".args"), name)
     if script == detailer.SCRIPT:
-        detailer.require_permitted(arguments, f"{field}.args", limits)
-    elif script in ALWAYS_ON and script in offered:
-        _require_count(arguments, offered[script], f"{field}.args")
-        for index, (value, told) in enumerate(zip(arguments, offered[script], strict=False)):
-            _fitting(value, told, f"{field}.args[{index}]")
+        detailer.require_permitted(arguments, told, field, limits)
+    elif script == reactor.SCRIPT:
+        reactor.require_permitted(arguments, told, field, job, limits, links)
+    elif script in ALWAYS_ON:
+        require_count(arguments, len(told), field)
+        for index, (value, argument) in enumerate(zip(arguments, told, strict=False)):
+            fitting(value, argument, f"{field}[{index}]")
     else:
-        raise _refused(field, name)
+        raise _refused(field.removesuffix(".args"), name)
 
 
-def _require_count(given: Sequence[object], told: Arguments, field: str) -> None:
-    if len(given) > len(told):
-        raise InvalidInputError(
-            f"`{field}` has {len(given)} arguments; the script takes {len(told)}.", field=field
-        )
+def pictures(entries: Mapping[str, Any]) -> dict[str, object]:
+    """Return the pictures in `alwayson_scripts`, by their paths in the request."""
+    return {
+        f"alwayson_scripts.{name}.args[{reactor.IMAGE}]": arguments[reactor.IMAGE]
+        for name, arguments in _given(entries, reactor.SCRIPT)
+    }
+
+
+def respelled(
+    entries: Mapping[str, Any], found: Mapping[str, str], limits: JobSettings
+) -> dict[str, Any]:
+    """Return `alwayson_scripts` as the extensions read it, with the pictures that were fetched.
+
+    Args:
+        entries: what the caller sent.
+        found: base64 by the paths that `pictures` names.
+        limits: which scripts get what they are sent, and how large a picture may be.
+
+    Raises:
+        InvalidInputError: a picture is none, or has more pixels than an input may.
+    """
+    whole = dict(entries)
+    for name, arguments in _given(entries, reactor.SCRIPT):
+        at = f"alwayson_scripts.{name}.args"
+        sent = [found.get(f"{at}[{reactor.IMAGE}]", arguments[reactor.IMAGE]), *arguments[1:]]
+        is_added = name.lower() in _added(limits)
+        taken = sent if is_added else reactor.plain(sent, at, limits.max_input_pixels)
+        whole[name] = {**entries[name], "args": taken}
+    for name, arguments in _given(entries, detailer.SCRIPT):
+        if name.lower() not in _added(limits):
+            whole[name] = {**entries[name], "args": detailer.plain(arguments)}
+    return whole
+
+
+def _given(entries: Mapping[str, Any], script: str) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the arguments of a script, if it has any; that they are a list is looked at later."""
+    for name, entry in entries.items():
+        if name.lower() == script and isinstance(entry, dict):
+            arguments = entry.get("args")
+            if isinstance(arguments, list) and arguments:
+                yield name, arguments
 
 
 def _filled(given: Sequence[Any], told: Arguments) -> list[Any]:
-    _require_count(given, told, "script_args")
+    require_count(given, len(told), "script_args")
     return [*given, *(argument.get("value") for argument in told[len(given) :])]
 
 
 def _fitted(script: str, given: Sequence[Any], told: Arguments) -> list[Any]:
     return [
-        _fitting(value, argument, f"script_args[{index}]", by_index=(script, index) in _BY_INDEX)
+        fitting(value, argument, f"script_args[{index}]", by_index=(script, index) in _BY_INDEX)
         for index, (value, argument) in enumerate(zip(given, told, strict=True))
     ]
-
-
-def _fitting(value: Any, told: Mapping[str, Any], field: str, *, by_index: bool = False) -> Any:
-    """Return one argument as A1111 is to get it: of the type of its default, and in its range."""
-    default, choices = told.get("value"), told.get("choices")
-    if not told.get("label"):
-        return default  # A text on the page, which nobody reads.
-    if by_index and choices and type(value) is int and 0 <= value < len(choices):
-        return value
-    if choices is not None:
-        several = isinstance(default, list)
-        found = value if several and isinstance(value, list) else [value]
-        if several != isinstance(value, list) or any(entry not in choices for entry in found):
-            raise _unfit(value, f"one of {', '.join(map(str, choices[:40]))}", field)
-        return choices.index(value) if by_index else value
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise _unfit(value, "true or false", field)
-        return value
-    return _number(value, told, field)
-
-
-def _number(value: Any, told: Mapping[str, Any], field: str) -> float:
-    """Return a number in its range. No script that is taken has an argument of free text."""
-    least, most = told.get("minimum"), told.get("maximum")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if least is None or most is None or not is_number or not least <= value <= most:
-        raise _unfit(value, f"a number from {least} to {most}", field)
-    # Of a slider that begins at 1, only its step tells whether it takes 1.5.
-    whole = isinstance(told["value"], int) and float(told.get("step") or 1).is_integer()
-    if whole and value != int(value):
-        raise _unfit(value, "an integer", field)
-    return int(value) if whole else float(value)
-
-
-def _unfit(value: object, wanted: str, field: str) -> InvalidInputError:
-    return InvalidInputError(f"`{field}` takes {wanted}, not {shown(value)}.", field=field)
 
 
 # What the arguments together ask for. Their places are those of A1111 1.10.1.

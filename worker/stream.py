@@ -19,7 +19,7 @@ from schemas.controlnet import SCRIPT
 from schemas.errors import JobCancelledError, OutputTooLargeError
 from schemas.job import Generation, Img2Img
 from schemas.result import ImageKind
-from worker import detailer, scripts
+from worker import detailer, reactor, scripts
 from worker.clock import Clock
 from worker.output import send, size_bytes
 from worker.parcel import Errand, Sent
@@ -37,8 +37,9 @@ _MOST_PARTS = 99_999
 # Of `info`: lists with an entry for each picture. Source: A1111 1.10.1, modules/processing.py, Processed.
 _PER_PICTURE = ("all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds", "infotexts")
 # Scripts that look at each picture, or each batch, by itself.
-# Source: Bing-su/adetailer 36189cb, scripts/!adetailer.py, get_seed; A1111 1.10.1, soft_inpainting.py.
-_BY_PICTURE = frozenset({SCRIPT, detailer.SCRIPT, *scripts.ALWAYS_ON})
+# Source: Bing-su/adetailer 36189cb, scripts/!adetailer.py, get_seed; A1111 1.10.1, soft_inpainting.py;
+# Gourieff/sd-webui-reactor-force cd244cb, scripts/reactor_faceswap.py, postprocess_image.
+_BY_PICTURE = frozenset({SCRIPT, detailer.SCRIPT, reactor.SCRIPT, *scripts.ALWAYS_ON})
 _LATENT_NOISE = 2
 # How many percent of a part are done in each stage; None: as many as it says.
 _DONE: Mapping[str, int | None] = {"loading": 0, "sampling": None, "encoding": 100}

@@ -8,7 +8,7 @@ It behaves as A1111 does with `--api --nowebui` and no extensions but the built-
 routes, errors, silent fall-backs and state. The pictures are drawn, and have SIMULATED written in them.
 `app.py` names the routes by which it is told to misbehave, `faults.py` how, and `starts.py` how one that is
 started again is told. As A1111 it also takes flags from COMMANDLINE_ARGS. `--forge` makes it Forge, and
-`--controlnet` gives it that extension.
+`--controlnet`, `--adetailer` and `--reactor` give it these extensions.
 """
 
 import asyncio

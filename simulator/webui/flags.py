@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulator.webui import catalogue, forge
+from simulator.webui import catalogue, extensions, forge
 from simulator.webui.faults import SETTINGS
 from simulator.webui.hashes import Places
 
@@ -61,6 +61,8 @@ class Flags:
     controlnet_dirs: tuple[Path, ...]
     """Where the extension looks for models; empty without it."""
     annotators_dir: Path | None
+    extensions: tuple[str, ...]
+    """Those of extensions.py that are there."""
     forge: bool
     text_encoder_dir: Path | None
     """Forge's."""
@@ -104,11 +106,19 @@ def _parser() -> argparse.ArgumentParser:
                 parser.add_argument(*names, action="append", **(options | {"default": None}))
             case _:
                 parser.add_argument(*names, **options)
-    ours = parser.add_argument_group("the simulator's own")
+    _add_ours(parser.add_argument_group("the simulator's own"))
+    return parser
+
+
+def _add_ours(ours: argparse._ArgumentGroup) -> None:
     ours.add_argument("--forge", action="store_true", help="be Forge, see forge.py")
     ours.add_argument(
         "--controlnet", action="store_true", help="have the extension, see controlnet.py"
     )
+    for name in extensions.NAMES:
+        ours.add_argument(
+            f"--{name}", action="store_true", help="list the extension's script, see extensions.py"
+        )
     for name, meaning in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         ours.add_argument(flag, type=float, default=0, metavar="N", help=meaning)
@@ -123,7 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     ours.add_argument(
         "--starts", metavar="FILE", help="what each of several starts is told, see starts.py"
     )
-    return parser
 
 
 def _add_controlnet_flags(parser: argparse.ArgumentParser, *, is_forge: bool) -> None:
@@ -183,6 +192,7 @@ def _flags(given: argparse.Namespace, scratch: Path, environment: Mapping[str, s
         restartable=bool(environment.get("SD_WEBUI_RESTART")),
         controlnet_dirs=_controlnet_dirs(given, models),
         annotators_dir=_path(getattr(given, "controlnet_annotator_models_path", None)),
+        extensions=tuple(name for name in extensions.NAMES if getattr(given, name)),
         forge=given.forge,
         text_encoder_dir=_path(getattr(given, "text_encoder_dir", None)),
     )

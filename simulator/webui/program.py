@@ -18,6 +18,7 @@ from PIL import Image
 from simulator.webui import (
     catalogue,
     controlnet,
+    extensions,
     forge,
     infotext,
     job,
@@ -103,10 +104,12 @@ class Program:
 
     def _offered_scripts(self) -> dict[str, list[str]]:
         offered: dict[str, list[str]] = catalogue.load("lists")["scripts"]
-        if self.controlnet is None:
-            return offered
-        self.script_info += controlnet.script_info()
-        return {tab: controlnet.listed(names) for tab, names in offered.items()}
+        if self.controlnet is not None:
+            self.script_info += controlnet.script_info()
+            offered = {tab: controlnet.listed(names) for tab, names in offered.items()}
+        installed = self.flags.extensions
+        self.script_info += extensions.script_info(installed, self._upscaler_names)
+        return {tab: extensions.listed(installed, names) for tab, names in offered.items()}
 
     def load_at_start(self) -> None:
         """Load the checkpoint in the background, unless --skip-load-model-at-start."""

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,19 +59,19 @@ class Worker:
         return found
 
 
-@pytest.fixture(scope="package")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    folder = tmp_path_factory.mktemp("clients")
+@contextmanager
+def serving(folder: Path, *extensions: str) -> Iterator[Worker]:
+    """Serve on `folder`, with an A1111 that has ControlNet and what the flags `extensions` name."""
     write_models(folder / "volume" / "models")
     write_hub(folder / "hub")
     # As preflight leaves it: so the weights of helpers are looked for, and found missing.
     (folder / "links" / DATA / "models").mkdir(parents=True)
     annotators = folder / "annotators"
     annotators.mkdir()
-    extension = ("--controlnet", "--controlnet-annotator-models-path", annotators)
+    flags = ("--controlnet", "--controlnet-annotator-models-path", annotators, *extensions)
     with (
         running("hub", "--root", folder / "hub") as hub,
-        running("webui", "--models-dir", folder / "links", *extension) as webui,
+        running("webui", "--models-dir", folder / "links", *flags) as webui,
     ):
         settings = Settings(
             cache=CacheSettings(
@@ -86,6 +87,12 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         runner = Runner(ModelCache(settings.cache), client, kept(client), settings)
         runner.show_models()
         yield Worker(Jobs(runner.run, settings.job, online=False), webui, hub, folder)
+
+
+@pytest.fixture(scope="package")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with serving(tmp_path_factory.mktemp("clients")) as made:
+        yield made
 
 
 def write_models(folder: Path) -> None:

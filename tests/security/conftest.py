@@ -96,7 +96,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     files.write_lora(models / "loras" / "detail.safetensors", seed="detail")
     (folder / "hub").mkdir()
     files.write_lora(folder / "hub" / "x.safetensors", seed="x")
-    argv = ("--models-dir", folder / "links", "--data-dir", folder / "data", "--controlnet")
+    extensions = ("--controlnet", "--adetailer", "--reactor")
+    argv = ("--models-dir", folder / "links", "--data-dir", folder / "data", *extensions)
     with (
         running("webui", *argv) as webui,
         running("hub", "--root", folder / "hub") as private,

@@ -13,6 +13,22 @@ from worker.overrides import ALLOWED
 
 pytestmark = pytest.mark.slow
 
+# What ReActor takes, up to the choice of its source.
+REACTOR: list[Any] = [
+    picture(64),
+    True,
+    "0",
+    "0",
+    "inswapper_128.onnx",
+    "None",
+    1,
+    True,
+    "None",
+    1,
+    1,
+]
+REACTOR += [False, True, 1, 0, 0, False, 0.5, True, False, "CPU", False]
+
 PATHS = ["../../x", "/etc/passwd", "..\\x", "a/../../b", "x\0.safetensors", ".worker/tmp/x", "~/x"]
 
 
@@ -110,7 +126,23 @@ def test_tags_without_end_are_refused(worker: Worker) -> None:
         ),
         pytest.param(
             {"alwayson_scripts": {"reactor": {"args": ["/etc/passwd"]}}},
-            id="a script of an extension",
+            id="a path where ReActor takes a picture",
+        ),
+        pytest.param(
+            {"alwayson_scripts": {"reactor": {"args": [*REACTOR[:16], True]}}},
+            id="a picture that ReActor saves",
+        ),
+        pytest.param(
+            {"alwayson_scripts": {"reactor": {"args": [*REACTOR, 2, "None", "/etc"]}}},
+            id="a folder that ReActor reads",
+        ),
+        pytest.param(
+            {"alwayson_scripts": {"reactor": {"args": [*REACTOR, 1, "../../etc/x.safetensors"]}}},
+            id="a face that is a path",
+        ),
+        pytest.param(
+            {"alwayson_scripts": {"adetailer": {"args": [True, False, {"ad_model": "/etc/x.pt"}]}}},
+            id="a model of ADetailer that is a path",
         ),
         pytest.param({"script_name": "custom code", "script_args": ["1"]}, id="code"),
     ],
@@ -215,6 +247,7 @@ def test_no_url_of_a_request_reaches_a_private_host(worker: Worker, url: str) ->
         {"init_images": [named]},
         {"init_images": [picture()], "mask": named},
         {"controlnet_args": [{"image": named, "module": "canny"}]},
+        {"alwayson_scripts": {"reactor": {"args": [named, True]}}},
         {"checkpoint": {"name": "x", "url": named}},
         {"loras": [named]},
     ):

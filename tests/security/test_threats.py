@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from schemas.controlnet import SCRIPT
-from worker import detailer, scripts
+from worker import detailer, reactor, scripts
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()
@@ -51,4 +51,5 @@ def test_the_table_of_scripts_is_that_of_the_code() -> None:
         for name in re.findall("`(.+?)`", row.split("|")[1])
     }
 
-    assert listed == scripts.SELECTABLE.keys() | scripts.ALWAYS_ON | {detailer.SCRIPT, SCRIPT}
+    taken = {detailer.SCRIPT, reactor.SCRIPT, SCRIPT}
+    assert listed == scripts.SELECTABLE.keys() | scripts.ALWAYS_ON | taken

@@ -1,4 +1,4 @@
-"""S3 stores on loopback that others wrote, and a proxy that makes one of them misbehave."""
+"""S3 stores on loopback that others wrote, and a proxy that makes a server misbehave."""
 
 import contextlib
 import re
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -119,7 +119,7 @@ class Seen:
 
 @dataclass
 class Proxy:
-    """A way to a store on which things happen.
+    """A way to a store, or any other server, on which things happen.
 
     `faults` are used up, one a request that matches `on`: `cut` (half of the body is read, then the
     connection breaks), `silent` (no answer until the end), an answer, or None (passed on).
@@ -130,6 +130,8 @@ class Proxy:
     on: str = "PUT"
     headers: dict[str, str] = field(default_factory=dict)
     """Sent with an answer that is a fault."""
+    change: Callable[[str, bytes], bytes] = lambda _path, body: body
+    """Makes another body of an answer that is passed on."""
     seen: list[Seen] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -178,13 +180,16 @@ class _Handler(BaseHTTPRequestHandler):
         answer = requests.request(self.command, url, headers=headers, data=body, timeout=30)
         ours = {"content-length", "transfer-encoding", "connection"}
         kept = {name: text for name, text in answer.headers.items() if name.lower() not in ours}
-        self.answer(answer.status_code, answer.content, kept)
+        body = self.server.proxy.change(self.path, answer.content)
+        self.answer(answer.status_code, body, kept)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:  # Unless it is told, a client may take the connection again.
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 

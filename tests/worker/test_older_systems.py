@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from model_cache.cache import ModelCache
-from schemas.errors import InvalidInputError, JobCancelledError
+from schemas.errors import InvalidInputError, JobCancelledError, ModelIncompatibleError
 from schemas.settings import CacheSettings, JobSettings, Settings, WebuiSettings
 from simulator import models as files
 from tests.conftest import Simulator, running
@@ -37,6 +37,7 @@ CASES = [
 OUR_KEYS = {"override_settings", "override_settings_restore_afterwards"}
 ALIASES = {
     "Amanatsu": "amanatsu-illustrious-v11",
+    "John6666__amanatsu-illustrious-v11-sdxl": "amanatsu-illustrious-v11",
     "PlantMilk (HempII)": "plantmilk",
     "stabilityai/stable-diffusion-xl-base-1.0": "sd_xl_base_1.0",
     "stabilityai/stable-diffusion-xl-refiner-1.0": "sd_xl_refiner_1.0",
@@ -78,6 +79,8 @@ def write_hub(folder: Path) -> dict[str, str]:
     (folder / "p.webp").write_bytes(picture("WEBP"))
     (folder / "page.png").write_text("<html>")
     files.write_lora(huggingface / "user/model/model.safetensors", seed="tweaker")
+    for name in ("refiner", "hires"):
+        files.write_checkpoint(huggingface / "user/model" / f"{name}.safetensors", seed=name)
     files.write_checkpoint(civitai / "7777" / "anime.safetensors", seed="anime")
     (civitai / "7777" / "simulator.json").write_text(
         '{"modelId": 777, "model": {"type": "Checkpoint"}}'
@@ -273,3 +276,45 @@ def test_nothing_is_fetched_from_this_machine_by_default(world: World, tmp_path:
         with pytest.raises(InvalidInputError):
             runner.run({"id": "j", "input": {**SMALL, "image": url}}, Event(), lambda _: None)
     assert len(world.hub.get("/simulator/journal")["requests"]) == before
+
+
+def test_refiner_and_hires_checkpoint_are_fetched_like_any_checkpoint(world: World) -> None:
+    host = "https://huggingface.co/user/model/resolve/main"
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_prompt": "b", "denoising_strength": 0.5}
+
+    world.run(
+        {
+            **SMALL,
+            **hires,
+            "steps": 3,
+            "refiner_checkpoint": f"{host}/refiner.safetensors",
+            "hr_checkpoint_name": f"{host}/hires.safetensors",
+        }
+    )
+
+    _, body = world.sent()
+    assert body["refiner_checkpoint"] == "refiner.safetensors"
+    assert body["hr_checkpoint_name"] == "hires.safetensors"
+    held = {path.name for path in (world.folder / "models" / "checkpoints").iterdir()}
+    assert {"refiner.safetensors", "hires.safetensors"} <= held
+
+
+def test_a_lora_that_does_not_fit_fails_img2img_or_is_left_out_of_it(world: World) -> None:
+    given = {**SMALL, "image": PICTURE, "checkpoint": "sd_xl_base_1.0", "loras": ["my-lora"]}
+
+    with pytest.raises(ModelIncompatibleError) as caught:
+        world.run(given)
+    answer = world.run({**given, "on_incompatible": "skip"})
+
+    assert caught.value.details["field"] == "loras[0]"
+    assert world.sent()[1]["prompt"] == "a"
+    assert any("my-lora" in warning for warning in answer["warnings"])
+
+
+def test_the_words_that_a_page_has_for_a_hash_are_no_hash(world: World) -> None:
+    """As worker-a1111's page prints them; its seed has the files' own in their place."""
+    checkpoint = {"name": "deliberate", "hash": "optional_sha256_hash_for_verification"}
+
+    with pytest.raises(InvalidInputError) as caught:
+        world.run({**SMALL, "checkpoint": checkpoint})
+    assert caught.value.details["field"] == "checkpoint.hash"
