@@ -1,14 +1,16 @@
 """The scale of the chaos, and the world in which it takes place: a host, a volume, processes."""
 
+import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ from simulator import hub as simulated_hub
 from simulator import loopback, models
 from simulator.hub.faults import Fault, Rule
 from simulator.hub.site import Site
+from tests.chaos import hosts
 from tests.chaos.soundness import require_sound
 from tests.chaos.worker import Order, Pace
 from tests.conftest import ROOT
@@ -35,6 +38,8 @@ class Chaos:
     factor: float
     done: Counter[str] = field(default_factory=Counter)
     full: dict[str, int] = field(default_factory=dict)
+    where: str = ""
+    """What the summary says behind each figure."""
 
     def count(self, full: int, least: int = 1) -> int:
         """Return how many, where `full` are meant."""
@@ -61,6 +66,7 @@ class Chaos:
 
     def tell(self, what: str, done: int, full: int) -> None:
         """Note that `done` of `full` were done, for the summary."""
+        what += self.where
         self.done[what] += done
         self.full[what] = self.full.get(what, 0) + full
 
@@ -70,6 +76,14 @@ _KEPT = pytest.StashKey[Chaos]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_KEPT] = Chaos(config.getoption("--chaos"))
+    config.addinivalue_line("markers", "in_full: left out below factor 1 of `--chaos`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.stash[_KEPT].factor < 1:
+        left_out = [item for item in items if item.get_closest_marker("in_full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -96,6 +110,13 @@ class Worker:
     """A process that ensures models."""
 
     process: subprocess.Popen[str]
+    is_inside: bool = False
+    """The process is `nsenter`, and its child the worker."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, as seen from here, once it has answered."""
+        return hosts.child_of(self.process.pid) if self.is_inside else self.process.pid
 
     def ask(self, **wish: str) -> None:
         """Tell it to ensure a model; the answer is read by `answer`."""
@@ -118,14 +139,16 @@ class Worker:
 
     def kill(self) -> None:
         """End it as the platform does."""
-        self.process.kill()
+        os.kill(self.pid, signal.SIGKILL)
         self.wait()
 
     def stop(self) -> None:
         """Let it stand still until `go_on`."""
-        self.process.send_signal(signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+        # nsenter stops with its child. Source: util-linux, sys-utils/nsenter.c.
         self.process.send_signal(signal.SIGCONT)
 
     def wait(self) -> int:
@@ -141,6 +164,10 @@ class World:
     hub: Hub
     volume: Path
     workers: ExitStack
+    homes: Iterator[Sequence[str]] = field(default_factory=lambda: itertools.repeat(()))
+    """What the command of each further worker begins with: nothing, or what enters a host."""
+    order: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `Order` for all workers."""
 
     def model(self, seed: str, size: int = MIB) -> Model:
         """Put a model with its own bytes on the host."""
@@ -154,26 +181,31 @@ class World:
 
     def crew(self, number: int, **order: Any) -> list[Worker]:
         """Start several workers."""
-        argument = Order(**{"volume": str(self.volume), **order}).as_json()
+        fields = {"volume": str(self.volume), **self.order, **order}
+        argument = Order(**fields).as_json()
         begun = [self._begun(argument) for _ in range(number)]
         for worker in begun:
             assert worker.answer() == {}
         return begun
 
     def _begun(self, argument: str) -> Worker:
+        inside = next(self.homes)
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.worker", argument],
+            [*inside, sys.executable, "-m", "tests.chaos.worker", argument],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        worker = Worker(process)
+        worker = Worker(process, is_inside=bool(inside))
         self.workers.callback(self._end, worker)
         return worker
 
     @staticmethod
     def _end(worker: Worker) -> None:
+        if worker.process.poll() is None:
+            with suppress(OSError, ValueError):  # It ended at this moment.
+                os.kill(worker.pid, signal.SIGKILL)
         worker.process.kill()
         worker.process.communicate()
 
@@ -218,12 +250,11 @@ def chaos(request: pytest.FixtureRequest) -> Chaos:
     return request.config.stash[_KEPT]
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+@contextmanager
+def make_world(tmp_path: Path, volume: Path) -> Iterator[World]:
+    """Have a host of models in `tmp_path`, and the volume at an empty folder."""
     site = Site(tmp_path / "hub")
-    volume = tmp_path / "volume"
     site.root.mkdir()
-    volume.mkdir()
     with (
         loopback.in_background(lambda: simulated_hub.hosts(site)) as url,
         ExitStack() as workers,
@@ -231,6 +262,14 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(Hub(url, site), volume, workers)
     # Gigabytes, in the full form; pytest keeps the folders of three runs.
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    with make_world(tmp_path, volume) as made:
+        yield made
 
 
 @pytest.fixture

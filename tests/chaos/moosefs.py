@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.hosts import Host
 from tests.conftest import ROOT
 
 UNPACKED = ROOT / ".moosefs" / "root"
 _PROGRAMS = ("mfsmaster", "mfschunkserver", "mfsmount", "mfssetquota")
 _NEEDED = ("unshare", "nsenter", "ip", "bash", "umount")
 _UP_WITHIN_S = 60.0
+SERVER = "10.9.9.1"  # As in moosefs.sh.
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,26 @@ class MooseFS:
             check=True,
             stdout=subprocess.DEVNULL,
         )
+
+    def join(self, host: Host, number: int) -> None:
+        """Let a host have its own mount at `one`, and see no other; `number` is its own, from 1."""
+        net = f"10.9.{100 + number}"
+        inside = f"--net=/proc/{self.pid}/ns/net"
+        ends = f"host{number} type veth peer name eth0 netns {host.first}"
+        for here in (
+            f"link add {ends}",
+            f"address add {net}.1/24 dev host{number}",
+            f"link set host{number} up",
+        ):
+            subprocess.run(["nsenter", inside, "ip", *here.split()], check=True)
+        for there in (
+            f"address add {net}.2/24 dev eth0",
+            "link set eth0 up",
+            f"route add {SERVER} via {net}.1",
+        ):
+            host.run("ip", *there.split())
+        host.run("umount", self.one, self.other)
+        host.run("mfsmount", self.one, "-H", SERVER, env=self.environment)
 
 
 @contextmanager

@@ -90,9 +90,10 @@ def _sweep(volume: Path) -> None:
     clock = Clock()
     uses = Uses(volume, clock=clock)
     room = Room(volume, None, Listing(volume), uses, clock=clock)
-    for path in (*private(volume), *in_use(volume)):
-        os.utime(path, (0, 0), follow_symlinks=False)
     for _ in range(25):
+        # Each time: on MooseFS the mount of a worker that ended may bring its own time later.
+        for path in (*private(volume), *in_use(volume)):
+            os.utime(path, (0, 0), follow_symlinks=False)
         for found in leftovers.remains(volume, older_than_s=-1.0):
             leftovers.clear(found)  # What was moved there is as old as that, and that is now.
         lease.sweep(volume)

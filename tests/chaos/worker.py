@@ -30,6 +30,7 @@ from schemas.errors import WorkerError
 from schemas.model_ref import ModelRef
 from schemas.settings import CacheSettings
 from tests.chaos import syscalls
+from tests.chaos.attributes import Attributes
 from tests.chaos.syscalls import Fault
 
 
@@ -78,6 +79,8 @@ class Order:
     """By how much this host's clock is wrong."""
     every_view: bool = False
     """Write the view of the volume after each model."""
+    late_s: float = 0.0
+    """For how long it may see old attributes of files that others change."""
 
     def as_json(self) -> str:
         """Return the argument of the process."""
@@ -95,6 +98,8 @@ def main(text: str) -> None:
     settings = {"volume": order.volume, "allow_private_hosts": True, **order.settings}
     store = ModelCache(CacheSettings.model_validate(settings))
     store.start()
+    if order.late_s:
+        Attributes(Path(order.volume), order.late_s).install()
     if fault is not None:
         syscalls.install(fault, Path(order.volume))
     print("{}", flush=True)

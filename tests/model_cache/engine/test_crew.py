@@ -1,6 +1,7 @@
 """Fetches over several connections, against a host on real sockets."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -360,6 +361,33 @@ def test_what_was_left_and_cannot_be_read_is_fetched(fetch: Fetcher, model_hub: 
 
     assert fetch.got == BYTES
     assert (fetched.resumed_bytes, fetched.received_bytes) == (0, SIZE)
+
+
+def test_what_was_left_and_answers_to_no_reader_is_not_waited_for(
+    fetch: Fetcher, model_hub: Hub, tmp_path: Path
+) -> None:
+    broken_off(fetch, model_hub)
+    (part,) = (path for path in fetch.left() if path.suffix == ".part")
+    silent = tmp_path / "silent"
+
+    def fall_silent(_: int) -> None:
+        os.mkfifo(silent)  # Who opens it to read waits for somebody who writes.
+        part.unlink()
+        os.link(silent, part)
+
+    at_last = threading.Timer(10, lambda: silent.open("wb").close())
+    at_last.daemon = True
+    at_last.start()
+    started = time.monotonic()
+
+    fetched = fetch(make_room=fall_silent)
+
+    assert time.monotonic() - started < 9
+    at_last.cancel()
+    assert fetch.got == BYTES
+    assert (fetched.resumed_bytes, fetched.received_bytes) == (0, SIZE)
+    assert fetch.left() == []
+    silent.open("wb").close()
 
 
 def test_two_failures_leave_one_part_that_has_it_all(fetch: Fetcher, model_hub: Hub) -> None:
