@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix`, `lock` and `schema` only checks or runs.
-.PHONY: help run demo moosefs rclone test tests-worlds tests-parts tests-rest tests-faults lint types unit audit fuzz chaos soak bench-overhead bench-download bench-cache bench-coldstart bench-switch bench-surface bench-queue look fix lock schema clean
+.PHONY: help run demo moosefs rclone test tests-worlds tests-parts tests-rest tests-faults lint types unit audit fuzz chaos soak bench-overhead bench-download bench-cache bench-coldstart bench-switch bench-surface bench-output bench-queue look fix lock schema clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -93,6 +93,9 @@ bench-switch: $(READY)     ## what changing checkpoints, watching and many files
 
 bench-surface: $(READY)    ## what A1111's other routes and a large body cost through the worker
 	$(BIN)/python -m benchmarks.surface
+
+bench-output: $(READY)     ## from A1111's answer to the posted result: time and memory, in every format
+	$(BIN)/python -m benchmarks.output
 
 bench-queue: $(READY)      ## what the worker adds to the SDK's loop, and what prefetching gains
 	$(BIN)/python -m benchmarks.queueing
