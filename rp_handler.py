@@ -32,12 +32,15 @@ from model_cache.cache import ModelCache
 from rp_jobs import Jobs, Run
 from schemas.errors import BackendCrashedError, WorkerError
 from schemas.settings import CacheSettings, JobSettings, Settings, SettingsError, WebuiSettings
-from worker import gallery, hardware, local, logs, preflight, preload, redact
-from worker.client import WebuiClient
-from worker.process import WebuiProcess, spawn
+from worker.child.client import WebuiClient
+from worker.child.process import WebuiProcess, spawn
+from worker.child.webui import State, Webui
+from worker.local import gallery
+from worker.local import saving as local
+from worker.local.terminal import ProgressLine
+from worker.log import logs, redact
+from worker.machine import hardware, preflight, preload
 from worker.run import Runner
-from worker.terminal import ProgressLine
-from worker.webui import State, Webui
 
 log = logging.getLogger("rp_handler")
 

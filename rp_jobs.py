@@ -23,7 +23,7 @@ from schemas.errors import (
     WorkerStoppedError,
 )
 from schemas.settings import JobSettings
-from worker import logs, redact
+from worker.log import logs, redact
 from worker.summary import Summary
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from model_cache.cache import ModelCache
 from rp_handler import made, watched
 from schemas.settings import Settings
-from worker.client import WebuiClient
+from worker.child.client import WebuiClient
 from worker.run import Runner
 
 ROOT = Path(__file__).parent.parent

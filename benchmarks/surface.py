@@ -41,7 +41,7 @@ from schemas.request import parse
 from schemas.routes import PREFIX, ROUTES
 from schemas.settings import CacheSettings, JobSettings, Settings, WebuiSettings
 from simulator import models
-from worker import images
+from worker.pictures import images
 
 QUICK_RUNS = 2
 BUSY_RUNS = 10

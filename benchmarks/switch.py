@@ -28,8 +28,8 @@ from benchmarks.stock import Stock, stocked
 from benchmarks.webuis import TIMEOUT_S, Asked, Series, as_it_comes, counted, through_worker
 from schemas.model_ref import Kind
 from simulator import models
-from worker.client import WebuiClient
-from worker.watch import Attendants, Patience, Watcher
+from worker.child.client import WebuiClient
+from worker.child.watch import Attendants, Patience, Watcher
 
 OURS, PLAIN = "worker", "A1111 as it comes"
 TOLD, NOT_TOLD = "hash told", "hash not told"

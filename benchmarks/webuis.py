@@ -14,9 +14,9 @@ from benchmarks.containers import free_port, get
 from benchmarks.simulators import simulated, wired
 from benchmarks.stock import Stock
 from schemas.settings import Settings, WebuiSettings
-from worker import webui_flags
-from worker.client import WebuiClient
-from worker.places import DATA
+from worker.child.client import WebuiClient
+from worker.machine import webui_flags
+from worker.machine.places import DATA
 
 TIMEOUT_S = 120.0
 # What is no flag of A1111's own: an interpreter, `-u` and a script.

@@ -18,6 +18,18 @@ MAY_IMPORT = {
     "rp_jobs.py": {"schemas", "worker", "rp_sdk"},
     "rp_handler.py": {"schemas", "model_cache", "worker", "rp_sdk", "rp_jobs"},
 }
+# Of worker/: rooms, each with those below it that it may use. What is in no room may use all of them.
+ROOMS = {
+    "log": set[str](),
+    "pictures": set[str](),
+    "child": {"log", "pictures"},
+    "machine": {"child"},
+    "extensions": {"child", "machine", "pictures"},
+    "generation": {"child", "machine", "pictures", "extensions"},
+    "delivery": {"pictures", "extensions", "generation"},
+    "api": {"child", "machine", "pictures", "extensions", "generation"},
+    "local": {"child", "pictures"},
+}
 # Third parties that live in one place only.
 ONLY_IN = {
     "pydantic": {"schemas"},
@@ -72,3 +84,24 @@ def test_everything_of_ours_is_held_to_the_rules() -> None:
     modules = {path.name for path in ROOT.glob("*.py")}
 
     assert packages | modules <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_worker_uses_those_below_it(room: str) -> None:
+    folder = ROOT / "worker" / room
+    used = {
+        name
+        for file in folder.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in ROOMS
+        if f"{node.module}.".startswith(f"worker.{name}.")
+    }
+
+    assert used - {room} == ROOMS[room]
+
+
+def test_every_folder_of_the_worker_is_a_room() -> None:
+    folders = {path.parent.name for path in (ROOT / "worker").glob("*/__init__.py")}
+
+    assert folders == set(ROOMS)

@@ -17,7 +17,7 @@ import pytest
 
 from schemas.settings import CacheSettings, WebuiSettings
 from tests.recipe import ROOT, argument_defaults, copies, in_image, instructions, named
-from worker.helpers import HELPERS
+from worker.machine.helpers import HELPERS
 
 ENTRY_POINTS = (Path("rp_handler.py"), Path("worker/__main__.py"), Path("model_cache/__main__.py"))
 # Every repository that the image takes something from, at one commit each.
@@ -110,7 +110,7 @@ def test_everything_that_the_worker_imports_is_in_the_image() -> None:
     image = in_image()
     files, _ = needed()
 
-    assert Path("worker/links.py") in files
+    assert Path("worker/child/links.py") in files
     for file in files:
         source = file.parts[0]
         assert source in image, file

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from simulator.models import write_checkpoint
-from worker.links import FOLDERS
+from worker.child.links import FOLDERS
 
 ROOT = Path(__file__).parent.parent
 START_SH = ROOT / "start.sh"

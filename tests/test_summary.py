@@ -14,7 +14,7 @@ import pytest
 from rp_jobs import Jobs, Run
 from schemas.errors import BackendCrashedError, InvalidInputError, JobCancelledError
 from schemas.settings import JobSettings
-from worker import logs, redact
+from worker.log import logs, redact
 
 Report = Callable[[dict[str, Any]], None]
 

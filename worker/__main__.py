@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from schemas.settings import Settings, SettingsError
-from worker import vitals
-from worker.places import Places
-from worker.preflight import preflight
+from worker.child import vitals
+from worker.machine.places import Places
+from worker.machine.preflight import preflight
 
 STDIN = Path("-")
 EX_CONFIG = 78  # sysexits.h: the configuration is wrong

@@ -21,25 +21,28 @@ from schemas.job import Generation
 from schemas.model_ref import stem_of
 from schemas.output import Output
 from schemas.request import parse
-from schemas.result import ModelUsed, Result
+from schemas.result import Result
 from schemas.routes import Call
 from schemas.settings import Settings
-from worker import check, inputs, kinds, output, overrides, payload
-from worker.access import Access
-from worker.calls import Calls
-from worker.client import WebuiClient
+from worker.api.calls import Calls
+from worker.api.commands import Commands
+from worker.api.defaults import Defaults
+from worker.api.health import Health
+from worker.caller import Caller
+from worker.child.client import WebuiClient
+from worker.child.links import LinkFolder
+from worker.child.watch import Attendants, Patience, Report, Watcher
+from worker.child.webui import State, Webui
 from worker.clock import Clock
-from worker.commands import Commands
-from worker.defaults import Defaults
-from worker.health import Health
-from worker.links import LinkFolder
-from worker.parcel import Errand, Sent
-from worker.prepare import Caller, Preparation, Prepared
-from worker.session import Session
-from worker.stream import Emit, Stream, joined, parts_of, share_of
-from worker.watch import Attendants, Patience, Report, Watcher
-from worker.webui import State, Webui
-from worker.wish import Wish, Wishes, limit_bytes
+from worker.delivery import output
+from worker.delivery.parcel import Sent
+from worker.delivery.stream import Emit, Stream, joined, parts_of, share_of
+from worker.delivery.wish import Wish, Wishes, limit_bytes
+from worker.generation import check, inputs, kinds, overrides, payload
+from worker.generation.access import Access
+from worker.generation.prepare import Preparation, Prepared
+from worker.generation.session import Session
+from worker.generation.used import used_models
 
 log = logging.getLogger(__name__)
 
@@ -145,42 +148,42 @@ class Runner:
             return output.fitting(answer, limit_bytes(job_id, self._settings.output))
         wish = self._wishes.of(asked.output or Output(), job)
         with self.health.running(job_id, report) as noted, ExitStack() as held:
-            errand = Errand(Caller(cancelled, noted, held), clock)
+            caller = Caller(cancelled, noted, held, clock)
             if isinstance(asked, Call):
-                return self._called(asked, wish, errand)
+                return self._called(asked, wish, caller)
             output.foresee(wish, asked)
-            prepared = self._prepared(asked, request.warnings, errand)
+            prepared = self._prepared(asked, request.warnings, caller)
             if emit is not None:
-                return self._streamed(prepared, wish, emit, errand)
-            with self._turn(errand):
-                answer = self._drawn(prepared, errand)
+                return self._streamed(prepared, wish, emit, caller)
+            with self._turn(caller):
+                answer = self._drawn(prepared, caller)
             return output.send(
                 answer["images"],
                 wish,
                 lambda sent: self._result(sent, answer, prepared, clock),
-                errand,
+                caller,
             )
 
-    def _streamed(self, prepared: Prepared, wish: Wish, emit: Emit, errand: Errand) -> Any:
+    def _streamed(self, prepared: Prepared, wish: Wish, emit: Emit, caller: Caller) -> Any:
         """Return the answer without its pictures, which are handed out while it is made."""
         parts, answers = parts_of(prepared), []
         most = self._settings.output.max_chunk_bytes
-        with Stream(wish, emit, errand, most, len(parts)) as stream, self._turn(errand):
+        with Stream(wish, emit, caller, most, len(parts)) as stream, self._turn(caller):
             for number, part in enumerate(parts):
-                share = share_of(errand, number, len(parts))
+                share = share_of(caller, number, len(parts))
                 drawn = self._drawn(replace(prepared, job=part), share)
                 stream.add(drawn, is_last=part is parts[-1])
                 answers.append({**drawn, "images": []})
         answer = joined(prepared.job, answers)
-        result = self._result(Sent([], None), answer, prepared, errand.clock)
+        result = self._result(Sent([], None), answer, prepared, caller.clock)
         result["image_kinds"] = []
         return output.fitting(result, stream.left_bytes)
 
-    def _called(self, call: Call, wish: Wish, errand: Errand) -> Any:
+    def _called(self, call: Call, wish: Wish, caller: Caller) -> Any:
         """Return A1111's own answer to `call`, with the pictures in it as the caller wants them."""
         if not call.route.in_turn:
             self.access.line.leave()
-        answer = self._calls.run(call, errand.caller)
+        answer = self._calls.run(call, caller)
         key = _picture_key(answer) if call.output is not None else None
         if key is None:
             return output.fitting(answer, wish.limit_bytes)
@@ -193,12 +196,11 @@ class Runner:
                 key: sent.images[0] if key == "image" else sent.images,
                 **({"warnings": [*sent.warnings]} if sent.warnings else {}),
             },
-            errand,
+            caller,
         )
 
-    def _prepared(self, job: Generation, warnings: Sequence[str], errand: Errand) -> Prepared:
+    def _prepared(self, job: Generation, warnings: Sequence[str], caller: Caller) -> Prepared:
         """Return the job with all that it needs, judged to be possible."""
-        caller = errand.caller
         job, told = self._defaults.applied(job)
         job = inputs.brought(job, self._settings, caller.cancelled)
         if self._webui.state is not State.STARTING:
@@ -207,7 +209,7 @@ class Runner:
                 caller.cancelled, lambda session: self._preparation.check(job, session)
             )
         found = self._preparation.fetch(job, caller)
-        errand.clock.lap("download_s")
+        caller.clock.lap("download_s")
         prepared = self.access.asked(
             caller.cancelled,
             lambda session: self._preparation.complete(job, found, session, caller),
@@ -216,17 +218,17 @@ class Runner:
         return prepared
 
     @contextmanager
-    def _turn(self, errand: Errand) -> Iterator[None]:
-        with self.access.turn(errand.caller.cancelled):
-            errand.clock.lap("webui_wait_s")
+    def _turn(self, caller: Caller) -> Iterator[None]:
+        with self.access.turn(caller.cancelled):
+            caller.clock.lap("webui_wait_s")
             yield
 
-    def _drawn(self, prepared: Prepared, errand: Errand) -> dict[str, Any]:
+    def _drawn(self, prepared: Prepared, caller: Caller) -> dict[str, Any]:
         """Return A1111's answer, found to be right, with `image_kinds` beside. It is our turn."""
         answer = self.access.again(
-            lambda: self._generate(self._told(prepared, errand.caller), prepared, errand)
+            lambda: self._generate(self._told(prepared, caller), prepared, caller)
         )
-        errand.clock.lap("generate_s")
+        caller.clock.lap("generate_s")
         return answer
 
     def _told(self, prepared: Prepared, caller: Caller) -> Session:
@@ -240,8 +242,8 @@ class Runner:
 
         return self.access.asked(caller.cancelled, tell)
 
-    def _generate(self, session: Session, prepared: Prepared, errand: Errand) -> dict[str, Any]:
-        caller, clock = errand.caller, errand.clock
+    def _generate(self, session: Session, prepared: Prepared, caller: Caller) -> dict[str, Any]:
+        clock = caller.clock
         patience = self._patience(prepared)
         asked = overrides.checked(prepared.job.override_settings, session.originals)
         options = session.options(asked) | prepared.controls.options
@@ -349,7 +351,7 @@ class Runner:
                 "loras_cached": cached.loras_cached,
                 "total_cache_size_mb": cached.total_cache_size_mb,
             },
-            models=_used(prepared),
+            models=used_models(prepared),
             warnings=[*prepared.warnings, *sent.warnings],
             timings=clock.timings(answer["image_kinds"].count("picture")),
             backend=self._client.backend,
@@ -360,34 +362,3 @@ def _picture_key(answer: Any) -> str | None:
     """Return where A1111's answer to a call holds its pictures, None if it has none."""
     found = [name for name in ("image", "images") if isinstance(answer, dict) and answer.get(name)]
     return found[0] if found else None
-
-
-def _used(prepared: Prepared) -> list[ModelUsed]:
-    """Return the models of a job: those that its fields name, then LoRAs that tags alone name."""
-    listed = [
-        ModelUsed(
-            kind=ensured.model.kind.value,
-            name=prepared.names[field],
-            sha256=ensured.model.sha256,
-            checked=ensured.checked,
-            cached=ensured.cached,
-            fetched_bytes=ensured.bytes_fetched,
-            download_s=round(ensured.download_s, 3),
-        )
-        for field, ensured in prepared.found.items()
-    ]
-    named = {ensured.model.path for ensured in prepared.found.values()}
-    by_tag = [
-        ModelUsed(
-            kind="lora",
-            name=name,
-            sha256=lora.sha256,
-            checked="",
-            cached=True,
-            fetched_bytes=0,
-            download_s=0.0,
-        )
-        for name, lora in prepared.tagged.loras.items()
-        if lora.path not in named
-    ]
-    return listed + by_tag

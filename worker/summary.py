@@ -15,8 +15,8 @@ from schemas.errors import (
     WorkerStoppedError,
 )
 from schemas.routes import PREFIX
-from worker import logs
-from worker.output import size_bytes
+from worker.delivery.output import size_bytes
+from worker.log import logs
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from model_cache.volume import layout
 from schemas.errors import UploadFailedError
 from schemas.settings import CacheSettings, Settings, SettingsError
-from worker import hardware, helpers, preflight, versions, webui_flags
-from worker.bucket import bucket_of
-from worker.places import Places
+from worker.delivery.bucket import bucket_of
+from worker.machine import hardware, helpers, preflight, versions, webui_flags
+from worker.machine.places import Places
 
 GB = 1e9
 
@@ -117,7 +117,7 @@ def _storage(settings: Settings) -> Iterator[Finding]:
     except UploadFailedError as error:
         yield Finding("storage", f"pictures cannot be uploaded: {error}", Level.WARNING)
     else:
-        yield Finding("storage", f"pictures can be uploaded")
+        yield Finding("storage", "pictures can be uploaded")
 
 
 def _memory(settings: Settings) -> str:

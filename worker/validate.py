@@ -13,8 +13,9 @@ from schemas.errors import InvalidInputError
 from schemas.request import Request, parse
 from schemas.routes import Call
 from schemas.settings import JobSettings
-from worker import images, inputs, payload
-from worker.callcheck import pictures_in
+from worker.api.callcheck import pictures_in
+from worker.generation import inputs, payload
+from worker.pictures import images
 
 _SHOWN_CHARS = 200
 """Of one value; a picture has millions."""

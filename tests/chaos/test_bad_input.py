@@ -22,7 +22,7 @@ from tests.chaos.conftest import Chaos
 from tests.chaos.generated import JUNK, Drawing
 from tests.conftest import running
 from tests.worker.keeping import kept
-from worker.client import WebuiClient
+from worker.child.client import WebuiClient
 from worker.run import Runner
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from schemas.settings import CacheSettings, Settings, WebuiSettings
 from simulator import models as files
 from tests.conftest import Simulator, running
 from tests.worker.keeping import kept
-from worker.client import WebuiClient
-from worker.places import DATA
+from worker.child.client import WebuiClient
+from worker.machine.places import DATA
 from worker.run import Runner
 
 CANNY = "control_v11p_sd15_canny"

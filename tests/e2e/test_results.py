@@ -31,8 +31,9 @@ from tests.conftest import Simulator, running
 from tests.e2e.conftest import Stack, make_stack
 from tests.worker.calling import World, make_world, write_models
 from tests.worker.stores import KEY, SECRET, proxied, rclone, rclone_serving, refusing
-from worker import exif, local
-from worker.encode import format_of
+from worker.local import saving as local
+from worker.pictures import exif
+from worker.pictures.encode import format_of
 
 pytestmark = pytest.mark.slow
 
@@ -296,7 +297,7 @@ def test_four_pictures_of_4096_are_encoded_in_the_memory_of_one(
     picture = Image.radial_gradient("L").resize((side, side)).convert("RGB")
     picture.save(file, "PNG", compress_level=1)
     large = base64.b64encode(file.getvalue()).decode()
-    one = side * side * 5  # decoded and as JPEG: worker/encode.py
+    one = side * side * 5  # decoded and as JPEG: worker/pictures/encode.py
 
     def enlarge(answer: dict[str, Any]) -> None:
         answer["images"] = [large] * 4
@@ -436,7 +437,7 @@ def nearest(picture: Image.Image, originals: list[Image.Image]) -> int:
 
 LIMITS = {"run": 10_000_000, "runsync": 20_000_000}
 # As much as Pillow reads of a compressed chunk (PngImagePlugin.MAX_TEXT_CHUNK), in words that A1111's
-# reader of infotexts gets over soon (worker/callcheck.py).
+# reader of infotexts gets over soon (worker/api/callcheck.py).
 _TEXT = 62_500 * "fifteen letters."
 
 

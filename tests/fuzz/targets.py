@@ -21,7 +21,7 @@ from model_cache.weights import header
 from schemas.errors import InvalidInputError, ModelCorruptError, WorkerError
 from schemas.request import Request, parse
 from schemas.settings import JobSettings
-from worker import images
+from worker.pictures import images
 
 LIMITS = JobSettings()
 MAX_PIXELS = 1 << 20

@@ -40,10 +40,10 @@ ACCEPTED: Mapping[tuple[str, str], tuple[int, str]] = {
     ),
     ("model_cache/sharing/uses.py", "B311"): (1, "a choice of files, no secret"),
     ("schemas/settings.py", "B105"): (5, "names of variables, not what they hold"),
-    ("worker/hardware.py", "B404"): (1, _CHILD),
-    ("worker/hardware.py", "B603"): (1, _CHILD),
-    ("worker/process.py", "B404"): (1, _CHILD),
-    ("worker/process.py", "B603"): (1, _CHILD),
+    ("worker/machine/hardware.py", "B404"): (1, _CHILD),
+    ("worker/machine/hardware.py", "B603"): (1, _CHILD),
+    ("worker/child/process.py", "B404"): (1, _CHILD),
+    ("worker/child/process.py", "B603"): (1, _CHILD),
 }
 
 

@@ -17,8 +17,8 @@ from schemas.settings import CacheSettings, JobSettings, Settings, WebuiSettings
 from simulator import models as files
 from tests.conftest import Simulator, running
 from tests.worker.keeping import kept
-from worker.client import WebuiClient
-from worker.preflight import OPTIONS
+from worker.child.client import WebuiClient
+from worker.machine.preflight import OPTIONS
 from worker.run import Runner
 
 SMALL = {"prompt": "a cat", "checkpoint": "a", "steps": 2, "width": 64, "height": 64, "seed": 1}

@@ -14,7 +14,7 @@ import pytest
 
 from simulator import models as files
 from tests.security.conftest import SMALL, Worker
-from worker import logs
+from worker.log import logs
 
 pytestmark = pytest.mark.slow
 

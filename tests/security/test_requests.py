@@ -9,7 +9,7 @@ import pytest
 
 from tests.security.conftest import SMALL, Worker
 from tests.worker.calling import picture
-from worker.overrides import ALLOWED
+from worker.generation.overrides import ALLOWED
 
 pytestmark = pytest.mark.slow
 

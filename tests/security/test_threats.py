@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from schemas.controlnet import SCRIPT
-from worker import detailer, reactor, scripts
+from worker.extensions import detailer, reactor, scripts
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()

@@ -15,7 +15,7 @@ from schemas.settings import CacheSettings, JobSettings, Settings, WebuiSettings
 from simulator import models as files
 from tests.conftest import Simulator
 from tests.worker.keeping import kept
-from worker.client import WebuiClient
+from worker.child.client import WebuiClient
 from worker.run import Runner
 
 SMALL = {"steps": 2, "width": 64, "height": 64, "seed": 1}

@@ -1,8 +1,8 @@
 """A WebUI that somebody else started, as the worker sees it."""
 
 from schemas.errors import WorkerError
-from worker.client import WebuiClient
-from worker.webui import Webui
+from worker.child.client import WebuiClient
+from worker.child.webui import Webui
 
 
 def kept(client: WebuiClient) -> Webui:

@@ -18,7 +18,7 @@ import requests
 from pydantic import SecretStr
 
 from schemas.bucket import Address, Destination, Keys
-from worker.bucket import Bucket, How
+from worker.delivery.bucket import Bucket, How
 
 KEY, SECRET = "AKIDTESTING", "a-secret-that-nobody-may-see"
 XML = '<?xml version="1.0"?><Error><Code>{}</Code><Message>said by the store</Message></Error>'

@@ -23,7 +23,7 @@ from schemas.settings import CacheSettings, JobSettings, Settings, WebuiSettings
 from simulator import models as files
 from tests.conftest import Simulator, running
 from tests.worker.keeping import kept
-from worker.client import WebuiClient
+from worker.child.client import WebuiClient
 from worker.run import Runner
 
 pytestmark = pytest.mark.slow

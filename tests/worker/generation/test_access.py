@@ -1,0 +1,152 @@
+"""Who may ask A1111 and when, with a real process in its place that dies and hangs."""
+
+import base64
+import contextlib
+import io
+import socket
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event, Timer
+from typing import Any
+
+import pytest
+import requests
+from PIL import Image
+
+from model_cache.cache import ModelCache
+from schemas.errors import BackendCrashedError, BackendStalledError, JobCancelledError
+from schemas.settings import CacheSettings, Settings, WebuiSettings
+from simulator import models as files
+from tests.conftest import ROOT
+from tests.worker.keeping import kept
+from worker.child.client import WebuiClient
+from worker.child.links import LinkFolder
+from worker.child.process import WebuiProcess, spawn
+from worker.child.webui import Webui
+from worker.generation.access import Access
+from worker.generation.session import Session
+from worker.run import Runner
+
+pytestmark = pytest.mark.slow
+
+EXTRAS = "/sdapi/v1/extra-single-image"
+
+
+class World:
+    """A runner whose A1111, the simulator, is its own child."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        files.write_checkpoint(folder / "models" / "checkpoints" / "a.safetensors", seed="a")
+        links = folder / "links"
+        self.url = f"http://127.0.0.1:{port}"
+        self._argv = [sys.executable, "-m", "simulator", "webui", "--port", str(port)]
+        self._argv += ["--models-dir", str(links)]
+        settings = Settings(
+            cache=CacheSettings(volume=folder),
+            webui=WebuiSettings(port=port, links=links, stop_s=0.3),
+        )
+        client = WebuiClient(self.url)
+
+        def answers() -> bool:
+            with contextlib.suppress(requests.RequestException):
+                return requests.get(f"{self.url}/sdapi/v1/memory", timeout=2).ok
+            return False
+
+        self.webui = Webui(self._start(), self._start, answers, ready_timeout_s=20)
+        self.runner = Runner(ModelCache(settings.cache), client, self.webui, settings)
+        self.runner.show_models()
+        self.webui.ready(Event())
+
+    def _start(self) -> WebuiProcess:
+        return spawn(self._argv, ROOT)
+
+    def break_by(self, **fault: Any) -> None:
+        requests.post(f"{self.url}/simulator/faults", json={"faults": [fault]}, timeout=5)
+
+    def run(
+        self, method: str, endpoint: str, cancelled: Event | None = None, **payload: Any
+    ) -> Any:
+        value = {"api": {"method": method, "endpoint": endpoint}, "payload": payload}
+        return self.runner.run({"id": "j", "input": value}, cancelled or Event(), lambda _: None)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.webui.stop(1)
+
+
+def picture() -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_what_only_asks_is_answered_by_the_next_process_when_one_dies(world: World) -> None:
+    process = world.webui.life.process
+    assert process is not None
+    process.stop(0)
+
+    assert world.run("GET", "samplers")
+    assert world.webui.life.number == 2
+
+
+def test_a_call_during_which_a1111_dies_is_an_error_and_the_next_works(world: World) -> None:
+    world.break_by(kind="drop", path=EXTRAS, times=1)
+
+    with pytest.raises(BackendCrashedError):
+        world.run("POST", EXTRAS, image=picture())
+
+    assert world.run("POST", EXTRAS, image=picture())["image"]
+    assert world.webui.life.number == 2
+
+
+def test_a_call_that_does_not_end_when_it_is_cancelled_costs_a_restart(world: World) -> None:
+    world.break_by(kind="hang", path=EXTRAS)
+    cancelled = Event()
+    timer = Timer(0.3, cancelled.set)
+    timer.start()
+
+    with pytest.raises(JobCancelledError):
+        world.run("POST", EXTRAS, cancelled, image=picture())
+    timer.join()
+
+    assert world.run("POST", EXTRAS, image=picture())["image"]
+    assert world.webui.life.number == 2
+
+
+def test_silence_while_another_job_has_its_turn_costs_no_restart(
+    world: World, tmp_path: Path
+) -> None:
+    access = Access(WebuiClient(world.url), LinkFolder(tmp_path / "other"), world.webui)
+
+    def silent(_session: Session) -> None:
+        raise BackendStalledError("A1111 gave no answer.")
+
+    with ThreadPoolExecutor(1) as threads, access.turn(Event()):
+        asked = threads.submit(access.asked, Event(), silent)
+        assert isinstance(asked.exception(), BackendStalledError)
+
+    assert world.webui.life.number == 1
+    assert world.webui.restarts == ()
+
+
+def test_whoever_waits_for_a_turn_can_be_cancelled(tmp_path: Path) -> None:
+    client = WebuiClient("http://127.0.0.1:9")
+    access = Access(client, LinkFolder(tmp_path), kept(client))
+    cancelled = Event()
+    cancelled.set()
+
+    with access.turn(Event()), ThreadPoolExecutor(1) as threads:
+
+        def wait() -> None:
+            with access.turn(cancelled):
+                raise AssertionError("there is one place")
+
+        assert isinstance(threads.submit(wait).exception(), JobCancelledError)

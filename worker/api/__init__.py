@@ -1,0 +1,1 @@
+"""What a job can ask besides pictures: A1111's other routes, and commands of our own."""

@@ -1,0 +1,1 @@
+"""How pictures leave: storage, the volume, the size ladder, streams."""

@@ -1,0 +1,1 @@
+"""Local runs: pictures kept as files, a table, and the gallery."""

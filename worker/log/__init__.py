@@ -1,0 +1,1 @@
+"""What the worker says, and what is left out of it."""

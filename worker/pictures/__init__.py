@@ -1,0 +1,1 @@
+"""Pictures as bytes: what callers send, formats, and the texts in them."""
