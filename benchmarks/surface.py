@@ -56,8 +56,8 @@ BODY_BYTES = 10_000_000
 NOISE_SIDE_PX = math.isqrt(BODY_BYTES // 4)
 
 SMALL = {"prompt": "a lighthouse", "steps": 1, "width": 64, "height": 64, "seed": 1}
-# What they answer differs from one moment to the next.
-CHANGING = frozenset({f"{PREFIX}memory", f"{PREFIX}progress"})
+# What they answer differs from one moment to the next, or is as it was before any job.
+CHANGING = frozenset({f"{PREFIX}memory", f"{PREFIX}progress", f"{PREFIX}options"})
 
 
 @dataclass(frozen=True)

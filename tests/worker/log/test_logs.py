@@ -2,6 +2,7 @@
 
 import json
 import logging
+import operator
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,7 +165,11 @@ characters = st.characters(exclude_categories=[])  # half ones, too
 
 
 @settings(max_examples=30)
-@given(message=st.text(characters) | st.text('"\\\n😀\x00\ud800', min_size=4000), fields=values)
+@given(
+    message=st.text(characters)
+    | st.builds(operator.mul, st.text('"\\\n😀\x00\ud800', min_size=1), st.just(4000)),
+    fields=values,
+)
 def test_whatever_is_said_is_one_short_line_of_json(message: str, fields: Any) -> None:
     record = logging.LogRecord("x", 20, "", 0, "%s", (message,), None)
     record.__dict__["fields"] = {"event": "e", "value": fields}
