@@ -140,9 +140,21 @@ def _answering(handler: Handler) -> Handler:
             ).as_response()
         # Of an empty object the SDK keeps nothing, and its local API answers 500 for want of it.
         # Source: runpod-python 1.12.0, rp_job.run_job; rp_fastapi.py, _sim_runsync.
-        return None if answer == {} else answer
+        if answer == {}:
+            return None
+        return _Answer(answer) if isinstance(answer, dict) else answer
 
     return answering
+
+
+class _Answer(dict[str, Any]):
+    """An answer that is not written out: the SDK has a text made of each, twice, which it logs at DEBUG.
+
+    Source: runpod-python 1.12.0, rp_job.run_job.
+    """
+
+    def __repr__(self) -> str:
+        return "{…}"
 
 
 def _streaming(handler: Handler) -> Callable[[Job], AsyncGenerator[Any]]:

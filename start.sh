@@ -67,7 +67,7 @@ webui() {
     fi
     # A1111's own webui.sh does so too: glibc's malloc keeps the memory of replaced checkpoints.
     # More so with the worker's settings, which a restart inherits.
-    unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_
+    unset MALLOC_ARENA_MAX MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_
     if [[ -e $WEBUI_MALLOC ]]; then
         export LD_PRELOAD=$WEBUI_MALLOC${LD_PRELOAD:+:$LD_PRELOAD}
     fi
@@ -88,7 +88,8 @@ worker() {
     exec {log}< <(exec setpriv --pdeathsig KILL "$SELF" webui </dev/null 2>&1)
     # Keep what a large answer took, up to 128 MiB, for the next one: getting it from the kernel again
     # and again is most of the worker's own time with four pictures of 1024x1024 (bench-overhead).
-    export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=134217728
+    # One arena, so that what one thread gave back serves the next one, too (bench-output).
+    export MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=134217728
     exec "$WORKER_PYTHON" -u "$WORKER_DIR/rp_handler.py" --webui-pid "$!" --webui-log "$log" "$@"
 }
 

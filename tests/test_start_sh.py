@@ -178,6 +178,7 @@ def test_memory_is_kept_by_the_worker_and_not_by_a1111(container: Container) -> 
 
     kept = {name: text for name, text in seen["environ"].items() if name.startswith("MALLOC_")}
     assert kept == {
+        "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
     }

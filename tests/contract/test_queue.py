@@ -58,6 +58,12 @@ def until(webui: Webui, holds: Callable[[dict[str, Any]], bool]) -> dict[str, An
     raise AssertionError("it never came to that")
 
 
+def asked(webui: WebuiProcess) -> list[dict[str, Any]]:
+    """Return the requests for pictures that have arrived."""
+    journal = requests.get(f"{webui.url}/simulator/journal", timeout=10).json()
+    return [request for request in journal["requests"] if request["path"].endswith("txt2img")]
+
+
 def running(found: dict[str, Any]) -> bool:
     return bool(found["state"]["sampling_step"] > 5)
 
@@ -188,10 +194,11 @@ def test_jobs_run_one_by_one_in_the_order_they_came(
         job(slow, steps=15)
         ended.append(number)
 
+    before = len(asked(slow))
     jobs: list[Future[None]] = []
     for number in range(4):
         jobs.append(aside.submit(timed, number))
-        time.sleep(0.03)
+        until(slow, lambda _: len(asked(slow)) == before + len(jobs))
     for one in jobs:
         one.result()
 

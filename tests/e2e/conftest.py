@@ -49,7 +49,9 @@ class World:
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         url = self.env["RUNPOD_WEBHOOK_GET_JOB"].partition("/job-take/")[0] + path
         headers = {"Authorization": f"Bearer {self.env['RUNPOD_AI_API_KEY']}"}
-        response = requests.request(method, url, json=body, headers=headers, timeout=100)
+        with requests.Session() as session:
+            session.trust_env = False  # pytest changes the environment while threads wait here
+            response = session.request(method, url, json=body, headers=headers, timeout=100)
         assert response.ok, response.text
         return response.json()
 

@@ -311,7 +311,7 @@ def test_four_pictures_of_4096_are_encoded_in_the_memory_of_one(
     grown = resident(status, "VmHWM") - before
 
     assert [opened(image).size for image in answer["images"]] == [(side, side)] * 4
-    assert grown < 1.6 * one
+    assert grown < 1.3 * one
 
 
 def resident(status: Path, name: str) -> int:
