@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix`, `lock` and `schema` only checks or runs.
-.PHONY: help run demo moosefs rclone test tests-worlds tests-parts tests-rest tests-faults lint types unit audit fuzz chaos soak bench-overhead bench-download bench-cache bench-coldstart bench-switch bench-surface bench-output bench-queue look fix lock schema clean
+.PHONY: help run demo moosefs rclone test tests-worlds tests-loops tests-parts tests-rest tests-faults lint types unit audit fuzz chaos soak bench-overhead bench-download bench-cache bench-coldstart bench-switch bench-surface bench-output bench-queue look fix lock schema clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -32,26 +32,30 @@ demo: $(READY)   ## queue, model host, WebUI and worker on this machine; one req
 # At once, because the tests wait for processes and sockets more than they compute.
 test: $(READY) rclone  ## what CI runs: lint, types, every test, coverage
 	$(BIN)/coverage erase
-	$(MAKE) --no-print-directory -j4 --output-sync=line \
-	  tests-worlds tests-parts tests-rest tests-faults lint types
+	$(MAKE) --no-print-directory -j5 --output-sync=line \
+	  tests-worlds tests-loops tests-parts tests-rest tests-faults lint types
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Whole workers in their world; parts with a simulator behind them; faults and figures; all the others.
-WORLDS := tests/e2e tests/sdk tests/clients
-PARTS := tests/worker tests/contract
+# Whole workers in their world; loops and simulators; the worker's parts; faults and figures; all others.
+WORLDS := tests/e2e tests/clients
+LOOPS := tests/sdk tests/contract
+PARTS := tests/worker
 FAULTS := tests/chaos tests/benchmarks tests/soak
 
-tests-worlds: $(READY)
-	$(BIN)/coverage run -m pytest $(WORLDS)
+tests-loops: $(READY)
+	$(BIN)/coverage run -m pytest $(LOOPS)
 
 tests-parts: $(READY)
 	$(BIN)/coverage run -m pytest $(PARTS)
 
 tests-rest: $(READY)
-	$(BIN)/coverage run -m pytest tests $(addprefix --ignore=,$(WORLDS) $(PARTS) $(FAULTS))
+	$(BIN)/coverage run -m pytest tests $(addprefix --ignore=,$(WORLDS) $(LOOPS) $(PARTS) $(FAULTS))
 
-# Not traced: what is killed again and again, or measured, has its tests of its own.
+# Not traced: what runs whole, is killed again and again, or is measured, has its tests of its own.
+tests-worlds: $(READY)
+	$(BIN)/pytest $(WORLDS)
+
 tests-faults: $(READY)
 	$(BIN)/pytest $(FAULTS)
 

@@ -207,7 +207,9 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
             told.cancel()
             await asyncio.wait({poll, told})
         for job in jobs or ():
-            job.pop("self", None)  # whatever callers send is passed on as keywords to Job.__init__
+            # Whatever callers send is passed on as keywords to Job.__init__, which sets it as attributes.
+            for name in [name for name in job if name == "self" or name.startswith("__")]:
+                del job[name]
         return jobs
 
     async def _note_answer(

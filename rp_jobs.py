@@ -102,19 +102,19 @@ class Jobs:
             self._limits.timeout_s, ending.end, self._timed_out()
         )
         progress = rp_sdk.ProgressSender(job, online=self._online)
-        # No task of its own: a SystemExit in the thread would leave a task by way of the event loop,
-        # and end the worker.
-        work = asyncio.get_running_loop().run_in_executor(
-            self._threads,
-            contextvars.copy_context().run,
-            self._measured,
-            job,
-            ending.event,
-            progress.put,
-            summary,
-            emit,
-        )
         try:
+            # No task of its own: a SystemExit in the thread would leave a task by way of the event
+            # loop, and end the worker.
+            work = asyncio.get_running_loop().run_in_executor(
+                self._threads,
+                contextvars.copy_context().run,
+                self._measured,
+                job,
+                ending.event,
+                progress.put,
+                summary,
+                emit,
+            )
             answer = await asyncio.shield(work)
             # The SDK takes keys out of what it gets; A1111 also answers lists, strings and null.
             return dict(answer) if isinstance(answer, Mapping) else answer

@@ -26,6 +26,8 @@ RESULT_S = 180.0
 POST_S = 60.0
 """Longest that one body may take, there or back: 20 MB at 3 Mbit/s."""
 PROGRESS_S = 10.0
+LEAST_S = 3.0
+"""What the last try has at least: 1 MB at 3 Mbit/s."""
 FIRST_WAIT_S = 0.25
 MOST_WAIT_S = 5.0
 LARGE_BYTES = 1_000_000
@@ -51,7 +53,7 @@ async def send_result(
         log.error(f"job {job_id}: the result is not JSON: {error}")  # noqa: TRY400 - the message says it
         body = in_place(InternalError(f"The result is not JSON: {error}."))
     status = await deliver(session, job_id, url, body, RESULT_S)
-    if 400 <= status < 500 and not _may_pass(status):
+    if 400 <= status < 500 and not may_pass(status):
         log.error(f"job {job_id}: RunPod answered {status} to a result of {len(body)} bytes")
         body = in_place(_refusal(status, len(body)))
         status = await deliver(session, job_id, url, body, RESULT_S)
@@ -65,7 +67,7 @@ async def send_progress(session: aiohttp.ClientSession, job_id: str, progress: o
     """Post one progress update; a failure is of no consequence and is not repeated."""
     try:
         body = encoded({"status": "IN_PROGRESS", "output": progress})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         log.warning(f"progress is not JSON: {error}")
         return
     await _post(session, job_id, _done_url(job_id, is_stream=False), body, PROGRESS_S)
@@ -140,10 +142,10 @@ async def deliver(
     """
     deadline = time.monotonic() + within_s
     for failures in itertools.count(1):
-        limit_s = min(POST_S, max(deadline - time.monotonic(), FIRST_WAIT_S))
+        limit_s = min(POST_S, max(deadline - time.monotonic(), LEAST_S))
         status = await _post(session, job_id, url, body, limit_s)
         pause_s = wait_s(failures, MOST_WAIT_S)
-        if not _may_pass(status) or time.monotonic() + pause_s > deadline:
+        if not may_pass(status) or time.monotonic() + pause_s > deadline:
             break
         log.warning(f"job {job_id}: {len(body)} bytes are sent again (status: {status or 'none'})")
         await asyncio.sleep(pause_s)
@@ -208,6 +210,6 @@ async def _post(
         return 0
 
 
-def _may_pass(status: int) -> bool:
+def may_pass(status: int) -> bool:
     """Return whether the same request may be taken later; 0 stands for no answer."""
     return status == 0 or status >= 500 or status in {408, 425, 429}

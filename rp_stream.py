@@ -65,11 +65,12 @@ class _Way:
         status = await rp_post.deliver(
             self._session, self._job_id, self._url, body, self._patience_s
         )
-        if not rp_post.is_taken(status):
+        if rp_post.is_taken(status):
+            self._patience_s = PIECES_S
+            return
+        if rp_post.may_pass(status):  # Of a piece that is refused the route itself is well.
             self._patience_s = 0.0
-            log.warning(
-                f"job {self._job_id}: a piece was not streamed (status: {status or 'none'})"
-            )
+        log.warning(f"job {self._job_id}: a piece was not streamed (status: {status or 'none'})")
 
 
 def _is_error(piece: Any) -> bool:

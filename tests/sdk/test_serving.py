@@ -185,8 +185,9 @@ def test_no_job_is_taken_until_the_worker_is_ready(worker: Worker) -> None:
     assert worker.wait(job_id, within_s=3)["status"] == "COMPLETED"
 
 
-def test_a_key_that_the_sdk_trips_over_does_no_harm(worker: Worker) -> None:
-    job_id = worker.run({"self": 1}, do="sleep", s=60)
+@pytest.mark.parametrize("key", ["self", "__class__", "__dict__"])
+def test_a_key_that_the_sdk_trips_over_does_no_harm(worker: Worker, key: str) -> None:
+    job_id = worker.run({key: 1}, do="sleep", s=60)
     until(lambda: f"sleeping {job_id}" in worker.log)
     until(lambda: job_id in worker.requests("ping")[-1]["query"])
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from simulator import models as files
 from tests.security.conftest import SMALL, Worker
 from worker.log import logs
 
@@ -155,12 +154,3 @@ def test_the_words_of_a_caller_make_no_line_of_the_log(
     for line in lines:
         assert json.loads(line)["requestId"] != "other"
         assert "\x1b" not in line
-
-
-def test_a_caller_who_fills_the_volume_is_held_to_what_one_job_may_fetch(worker: Worker) -> None:
-    told = worker.require_refused({**SMALL, "max_download_gb": -1})
-    assert told["details"]["field"] == "max_download_gb"
-
-    # A request may lower the limit, never raise it: see tests/model_cache/engine/test_transfer.py.
-    files.write_lora(worker.folder / "hub" / "y.safetensors", seed="y")
-    assert worker.ask({**SMALL, "max_download_gb": 10**9})["images"]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from simulator import models
-from tests.soak.ledger import Asked, End, Ledger, Struck, digest
+from tests.soak.ledger import CANCELS_S, STOPPED, Asked, End, Ledger, Struck, digest
+from tests.soak.plan import KINDS
 from tests.soak.remains import remains
 
 RIGHT = digest(["picture"])
@@ -63,11 +64,31 @@ def test_an_answer_that_was_sent_twice_is_found(late: str) -> None:
 
 def test_a_second_answer_is_explained_by_a_lost_receipt_or_a_second_delivery() -> None:
     late = (13.0, "after the job had ended", "w1")
-    lost = (11.5, "unacknowledged", "w1")
-    other = (10.5, "taken", "w2")
+    lost = (12.0, "unacknowledged", "w1")
+    other = (9.0, "taken", "w2")
 
-    assert found(end(history=(TAKEN, lost, ANSWERED, late))) == []
-    assert found(end(history=(TAKEN, other, ANSWERED, late), duplicates=1)) == []
+    assert found(end(history=(TAKEN, ANSWERED, lost, late))) == []
+    second = (13.0, "after the job had ended", "w2")
+    assert found(end(history=(other, TAKEN, ANSWERED, second), duplicates=1)) == []
+
+
+@pytest.mark.parametrize("worker", ["w1", "w2"])
+def test_a_second_answer_is_not_explained_by_a_lost_take(worker: str) -> None:
+    lost = (10.0, "unacknowledged", "w1")
+    again = ((21.0, "taken", worker), (22.0, "accepted", worker))
+    late = (23.0, "after the job had ended", worker)
+
+    assert found(end(history=(TAKEN, lost, GIVEN_UP, *again))) == []
+    twice = found(end(history=(TAKEN, lost, GIVEN_UP, *again, late)))
+    assert [text.partition(" too many")[0] for text in twice] == ["duplicated: txt2img: 1 answers"]
+
+
+def test_a_lost_receipt_of_progress_neither_adds_nor_takes_an_answer() -> None:
+    lost = (11.0, "unacknowledged", "w1")
+    late = (13.0, "after the job had ended", "w1")
+
+    assert found(end(history=(TAKEN, lost, ANSWERED))) == []
+    assert len(found(end(history=(TAKEN, lost, ANSWERED, late)))) == 1
 
 
 def test_a_wrong_picture_is_found() -> None:
@@ -138,6 +159,16 @@ def test_a_job_that_never_reached_its_worker_is_given_to_another() -> None:
     assert found(end(history=(TAKEN, lost, GIVEN_UP, *AGAIN))) == []
 
 
+def test_a_second_loss_is_not_explained_by_the_lost_take_before_it() -> None:
+    lost = (10.1, "unacknowledged", "w1")
+    history = (TAKEN, lost, GIVEN_UP, (21.0, "taken", "w1"), (60.0, "given up", "w1"))
+    error = "job timed out after 1 retries"
+
+    assert found(End("j", "FAILED", error=error, history=history)) == [
+        "lost: txt2img: w1 dropped it at 60.0"
+    ]
+
+
 def test_the_platforms_own_error_needs_two_lost_workers() -> None:
     error = "job timed out after 1 retries"
     twice = (TAKEN, GIVEN_UP, (21.0, "taken", "w2"), (30.0, "given up", "w2"))
@@ -162,6 +193,22 @@ def test_a_cancel_is_right_if_it_was_asked_for_and_else_found() -> None:
     assert found(cancelled, asked=asked) == []
     assert found(cancelled) == ["wrong: txt2img: cancelled: False, CANCELLED"]
     assert found(DONE, asked=asked) == ["wrong: txt2img: cancelled: True, COMPLETED"]
+
+
+def test_a_worker_that_ignores_a_cancel_is_found() -> None:
+    asked = dataclasses.replace(PICTURE, is_cancelled=True)
+    assert STOPPED in {kind.name for kind in KINDS}
+    stopped = Struck(STOPPED, 10.5, 10.5, worker="w1")
+
+    def answered(at: float, *struck: Struck) -> list[str]:
+        history = (TAKEN, (11.0, "CANCELLED", "w1"), (at, "after the job had ended", "w1"))
+        return found(End("j", "CANCELLED", history=history), asked=asked, struck=struck)
+
+    assert answered(11.0 + CANCELS_S) == []
+    assert answered(210.0) == ["wrong: txt2img: answered 199.0 s after its cancel"]
+    assert answered(210.0, stopped) == []
+    elsewhere = dataclasses.replace(stopped, worker="w2")
+    assert len(answered(210.0, elsewhere)) == 1
 
 
 def test_an_answer_to_what_nobody_asked_is_found() -> None:

@@ -11,7 +11,9 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -179,7 +181,8 @@ class Stream:
         """
         if self._last is not None and self._last.done():
             self._last.result()
-        self._last = self._thread.submit(self._hand_out, answer, self._last, is_last=is_last)
+        hand_out = partial(self._hand_out, answer, self._last, is_last=is_last)
+        self._last = self._thread.submit(copy_context().run, hand_out)
         if self._cancelled.is_set():
             raise JobCancelledError("The job was cancelled between two pictures.")
 

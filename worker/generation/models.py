@@ -6,6 +6,7 @@ Knows the roles that a request gives to models, not where their files come from.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -108,10 +109,8 @@ def ensure_all(
     downloads = _Downloads(report)
     futures = {
         threads.submit(
-            ensure,
-            role.ref,
-            cancelled=stop,
-            progress=partial(downloads.note, role.field),
+            copy_context().run,  # so that what is logged has the job's id
+            partial(ensure, role.ref, cancelled=stop, progress=partial(downloads.note, role.field)),
         ): role
         for role in wanted
     }

@@ -4,7 +4,7 @@ What asks A1111 is handed in as a `Session`; nothing here waits for it.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,8 +103,9 @@ class Preparation:
         self._links = links
         self._settings = settings
         self._hashes = HashCache(settings.webui.links / DATA)
-        # Kept, because to start a thread takes longer than to find a model that is there.
-        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+        # One for each job that fetches, so that none waits for another's downloads; kept, because to
+        # start a thread takes longer than to find a model that is there.
+        self._idle: list[ThreadPoolExecutor] = []
 
     def show_models(self) -> None:
         """Link every model of every root, so that A1111's lists show them."""
@@ -140,9 +141,7 @@ class Preparation:
         def ensure(ref: ModelRef, **how: Any) -> Ensured:
             return self._kept(self._cache.ensure(ref, allowance=allowance, **how), caller)
 
-        return models.ensure_all(
-            ensure, wanted, self._fetchers, cancelled=caller.cancelled, report=caller.report
-        )
+        return self._present(ensure, wanted, caller)
 
     def _safe(self, kind: Kind) -> Iterator[CachedModel]:
         """Yield the models of a kind that A1111 may be shown: it opens some as soon as it sees them."""
@@ -173,12 +172,27 @@ class Preparation:
 
         wanted = models.roles(job, default)
         self._cache.expect(role.ref for role in wanted)
-        found = models.ensure_all(
-            ensure, wanted, self._fetchers, cancelled=caller.cancelled, report=caller.report
-        )
+        found = self._present(ensure, wanted, caller)
         models.require_agreement(job, found)
         self._add_automatic_vae(job, found, caller)
         return found
+
+    def _present(
+        self,
+        ensure: Callable[..., Ensured],
+        wanted: Sequence[models.Role],
+        caller: Caller,
+    ) -> dict[str, Ensured]:
+        try:
+            threads = self._idle.pop()
+        except IndexError:
+            threads = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+        try:
+            return models.ensure_all(
+                ensure, wanted, threads, cancelled=caller.cancelled, report=caller.report
+            )
+        finally:
+            self._idle.append(threads)
 
     def _as_shown(self, ref: Recalled) -> Recalled:
         """Return `ref` by the store's name: A1111 writes into an infotext what a link is called."""
