@@ -57,7 +57,8 @@ class Summary:
         """Note the answer. It is measured, so call this where nobody waits for the event loop."""
         self._error = None
         self._known["result_bytes"] = _size(answer)
-        if self._kind in GENERATIONS and isinstance(answer, Mapping):
+        is_drawn = self._kind in GENERATIONS and isinstance(answer, Mapping)
+        if is_drawn and "timings" in answer:
             output = answer.get("output") or {}
             self._known |= {
                 "pictures": sum(kind in _PICTURES for kind in answer["image_kinds"]),
