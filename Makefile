@@ -1,5 +1,5 @@
 # Every target sets up .venv by itself. Every target but `fix`, `lock` and `schema` only checks or runs.
-.PHONY: help run demo moosefs rclone test tests-worlds tests-loops tests-parts tests-models tests-rest tests-faults lint types unit audit fuzz chaos soak bench-overhead bench-download bench-cache bench-coldstart bench-switch bench-surface bench-output bench-queue look fix lock schema clean
+.PHONY: help run demo moosefs rclone test tests-worlds tests-loops tests-parts tests-models tests-rest tests-faults tests-figures lint types unit audit fuzz chaos soak bench-overhead bench-download bench-cache bench-coldstart bench-switch bench-surface bench-output bench-queue look fix lock schema clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -32,18 +32,19 @@ demo: $(READY)   ## queue, model host, WebUI and worker on this machine; one req
 # At once, because the tests wait for processes and sockets more than they compute.
 test: $(READY) rclone  ## what CI runs: lint, types, every test, coverage
 	$(BIN)/coverage erase
-	$(MAKE) --no-print-directory -j6 --output-sync=line \
-	  tests-rest tests-models tests-worlds tests-loops tests-parts tests-faults lint types
+	$(MAKE) --no-print-directory -j7 --output-sync=line \
+	  tests-rest tests-models tests-worlds tests-loops tests-parts tests-faults tests-figures lint types
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Whole workers in their world; loops and simulators; the worker's parts; the store; faults and figures;
-# all others.
+# Whole workers in their world; loops and simulators; the worker's parts; the store; faults; figures
+# and the soak; all others.
 WORLDS := tests/e2e tests/clients
 LOOPS := tests/sdk tests/contract
 PARTS := tests/worker
 MODELS := tests/model_cache
-FAULTS := tests/chaos tests/benchmarks tests/soak
+FAULTS := tests/chaos
+FIGURES := tests/benchmarks tests/soak
 
 tests-loops: $(READY)
 	$(BIN)/coverage run -m pytest $(LOOPS)
@@ -55,7 +56,7 @@ tests-models: $(READY)
 	$(BIN)/coverage run -m pytest $(MODELS)
 
 tests-rest: $(READY)
-	$(BIN)/coverage run -m pytest tests $(addprefix --ignore=,$(WORLDS) $(LOOPS) $(PARTS) $(MODELS) $(FAULTS))
+	$(BIN)/coverage run -m pytest tests $(addprefix --ignore=,$(WORLDS) $(LOOPS) $(PARTS) $(MODELS) $(FAULTS) $(FIGURES))
 
 # Not traced: what runs whole, is killed again and again, or is measured, has its tests of its own.
 tests-worlds: $(READY)
@@ -63,6 +64,9 @@ tests-worlds: $(READY)
 
 tests-faults: $(READY)
 	$(BIN)/pytest $(FAULTS)
+
+tests-figures: $(READY)
+	$(BIN)/pytest $(FIGURES)
 
 lint: $(READY)   ## style of Python, shell and Dockerfile
 	$(BIN)/ruff format --check .
