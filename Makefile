@@ -32,8 +32,8 @@ demo: $(READY)   ## queue, model host, WebUI and worker on this machine; one req
 # At once, because the tests wait for processes and sockets more than they compute.
 test: $(READY) rclone  ## what CI runs: lint, types, every test, coverage
 	$(BIN)/coverage erase
-	$(MAKE) --no-print-directory -j7 --output-sync=line \
-	  tests-rest tests-models tests-worlds tests-loops tests-parts tests-faults tests-figures lint types
+	$(MAKE) --no-print-directory -j6 --output-sync=line \
+	  tests-faults tests-figures tests-rest tests-models tests-worlds tests-parts tests-loops lint types
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

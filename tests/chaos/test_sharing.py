@@ -106,9 +106,9 @@ def test_a_fetch_longer_than_a_lease_is_not_taken_over_for_what_a_clock_says(
     model = world.model("m", MIB)
     world.spoil(rate=MIB // 10)
     holder = world.worker(pace=pace, clock_ahead_s=-3600.0)
+    ahead = world.worker(pace=pace, clock_ahead_s=3600.0)
     holder.ask(name="x", url=model.url)
     world.wait_until_sent(model, 1)
-    ahead = world.worker(pace=pace, clock_ahead_s=3600.0)
     ahead.ask(name="x", url=model.url)
     time.sleep(1.5 * pace.ttl_s)
     assert world.sent(model) < model.size
