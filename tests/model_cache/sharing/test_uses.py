@@ -691,14 +691,19 @@ def test_a_record_that_is_read_while_it_is_overwritten_is_read_again(
     theirs.note(model)
     (path,) = records(volume)
     whole = path.read_text()
-    path.write_text(whole[:40])
+    found = []
 
-    mend = threading.Timer(0.002, path.write_text, (whole,))
-    mend.start()
-    try:
-        assert Uses(volume).others_in_use() == {model}
-    finally:
-        mend.join()
+    # On a busy machine the thread may mend it too late, but not each time.
+    while len(found) < 20 and {model} not in found:
+        path.write_text(whole[:40])
+        mend = threading.Timer(0.002, path.write_text, (whole,))
+        mend.start()
+        try:
+            found.append(Uses(volume).others_in_use())
+        finally:
+            mend.join()
+
+    assert {model} in found
 
 
 def test_threads_that_note_and_hold_at_random_lose_nothing(volume: Path) -> None:
