@@ -691,10 +691,10 @@ def test_a_record_that_is_read_while_it_is_overwritten_is_read_again(
     theirs.note(model)
     (path,) = records(volume)
     whole = path.read_text()
-    found = []
+    found: list[frozenset[Path]] = []
 
     # On a busy machine the thread may mend it too late, but not each time.
-    while len(found) < 20 and {model} not in found:
+    while len(found) < 20 and frozenset({model}) not in found:
         path.write_text(whole[:40])
         mend = threading.Timer(0.002, path.write_text, (whole,))
         mend.start()
@@ -703,7 +703,7 @@ def test_a_record_that_is_read_while_it_is_overwritten_is_read_again(
         finally:
             mend.join()
 
-    assert {model} in found
+    assert frozenset({model}) in found
 
 
 def test_threads_that_note_and_hold_at_random_lose_nothing(volume: Path) -> None:
