@@ -1,9 +1,6 @@
 import base64
 import io
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -22,8 +19,8 @@ from benchmarks.output import (
     rows_of,
 )
 from benchmarks.plain_worker import encoded
+from tests.benchmarks.quick import figures
 
-ROOT = Path(__file__).parent.parent.parent
 SIZE = Size(2, 256)
 RUNS = {
     PLAIN: [Run(0.10, 0.08, 4_000_000, 1_000_000, 1_000_100)],
@@ -86,17 +83,8 @@ def test_the_plain_handler_encodes_too(kind: str) -> None:
 
 @pytest.mark.slow
 def test_a_quick_run_ends_with_figures_of_three_ways() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.output", "--quick"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    told = figures("output")
 
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
     assert [row["what"] for row in told["rows"]] == [
         f"{QUICK_SIZES[0]}, {way.name}" for way in QUICK_WAYS
     ]

@@ -1,8 +1,3 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from benchmarks.overhead import (
@@ -17,8 +12,7 @@ from benchmarks.overhead import (
     own_times,
     rows_of,
 )
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.benchmarks.quick import figures
 
 TIMES = {
     WORKER: [0.110, 0.105, 0.120],
@@ -71,17 +65,8 @@ def test_a_failed_job_ends_the_benchmark() -> None:
 
 @pytest.mark.slow
 def test_a_quick_run_ends_with_figures_of_every_way() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.overhead", "--quick"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    told = figures("overhead")
 
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
     assert len(told["rows"]) == 5 * len(SIZES)
     assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in told["rows"])
     assert told["aims"][0]["limit"] == 5

@@ -1,8 +1,3 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from benchmarks.endpoints import Span
@@ -17,8 +12,7 @@ from benchmarks.queueing import (
     rows_of,
     whole_s,
 )
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.benchmarks.quick import figures
 
 
 def spans(*times: tuple[float, float]) -> list[Span]:
@@ -67,17 +61,8 @@ def test_the_aim_holds_at_one_and_a_half_times_the_throughput(
 
 @pytest.mark.slow
 def test_a_quick_run_ends_with_figures_of_both_parts() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.queueing", "--quick"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    told = figures("queueing")
 
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
     at_once, busy = told["rows"][:2], told["rows"][2:]
     assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in at_once)
     assert [row["jobs"] for row in busy] == [2, 2]

@@ -1,8 +1,3 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from benchmarks.surface import (
@@ -18,8 +13,8 @@ from benchmarks.surface import (
     rows_of,
 )
 from schemas.routes import ROUTES
+from tests.benchmarks.quick import figures
 
-ROOT = Path(__file__).parent.parent.parent
 SAMPLERS = Asked("GET", "/sdapi/v1/samplers")
 
 
@@ -69,17 +64,8 @@ def test_the_peak_is_what_was_resident_for_a_moment() -> None:
 
 @pytest.mark.slow
 def test_a_quick_run_ends_with_figures_of_every_route() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.surface", "--quick"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    told = figures("surface")
 
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
     asked = requests("")
     assert len(told["rows"]) == len(asked) + sum(one.reads for one in asked) + 3
     assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in told["rows"])
