@@ -1,6 +1,6 @@
 """What runpod 1.12.0 gets wrong in its queue loop, put right. `install` replaces parts of that version.
 
-    rp_scale.JobScaler          QueueLoop: takes with back-off, ends at once, hears stops to the end
+    rp_scale.JobScaler          QueueLoop: takes with back-off and no job twice, ends at once, hears stops
     rp_job.send_result          rp_post.send_result: retries, and answers in place of what cannot be sent
     rp_scale.handle_job         rp_stream.handle_job, for generators: a piece that is not taken is not lost
     rp_ping.Heartbeat           the ping process ends with the worker and survives short intervals
@@ -81,6 +81,15 @@ def _log(
 class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no types
     """The SDK's loop: takes jobs, runs each as a task, and drains when it is told to stop.
 
+    The queue delivers at least once, so a job may come again while it is under way here. The SDK would run
+    it beside itself, and at the end of either name neither in its pings. Here the order in which things
+    come decides:
+
+    - Before an order to stop it, it is the same job, and is not done twice.
+    - After such an order, which means that it has ended for the platform, it is meant to be done again, as
+      after a /retry. It is, once the first has left its slot.
+    - An order to stop it is for all that came before, also for what still waits so.
+
     `config` holds what `rp_sdk.serve` puts there: `on_stop`, `ready`, `stop_asked`, `chunk_bytes`.
     """
 
@@ -91,6 +100,8 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
             self.jobs_handler = rp_stream.handle_job
         self._signalled = False
         self._failures = 0
+        self._again: dict[str, dict[str, Any] | None] = {}
+        """Of jobs under way that came again: what is to be done after them, None for nothing."""
         self._answered = asyncio.Event()
         self._takes_ended = asyncio.Event()
 
@@ -127,6 +138,15 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
         await self._takes_ended.wait()
         await super().run_jobs(session)
 
+    async def handle_job(self, session: aiohttp.ClientSession, job: dict[str, Any]) -> None:
+        """Run one job, and then queue it once more if it came again after an order to stop it."""
+        try:
+            await super().handle_job(session, job)
+        finally:
+            if (again := self._again.pop(job["id"], None)) is not None:
+                self.jobs_queue.put_nowait(again)  # into the slot that has just become free
+                self.job_progress.add(again)
+
     async def monitor_stop_signals(self, session: aiohttp.ClientSession) -> None:
         """Stop the jobs that the platform names, until cancelled: the SDK's own ends with the takes."""
         failures = 0
@@ -152,6 +172,7 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
 
         A task that is cancelled before its first step would leave its job in progress for ever.
         """
+        self._again.pop(job_id, None)
         latest = time.monotonic() + OVERTAKEN_S
         while job_id not in self.jobs_tasks and (  # noqa: ASYNC110 - the SDK has no event for it
             self.job_progress.get(job_id) or time.monotonic() < latest
@@ -168,12 +189,14 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
         self.config["on_stop"]()
 
     async def _take(self, session: aiohttp.ClientSession, count: int) -> list[Any] | None:
-        """Return jobs, or None when there are none; waits after what did not go well."""
+        """Return new jobs, none or None when there are none; waits after what did not go well."""
         began = time.monotonic()
         try:
             while self.is_alive() and not self.config["ready"]():
                 await self._rest(2 * LOOK_S)
-            jobs = await self._poll(session, count) if self.is_alive() else None
+            taken = await self._poll(session, count) if self.is_alive() else None
+            once = {job["id"]: job for job in taken or ()}
+            jobs = [job for job in once.values() if not self._is_under_way(job)]
         except TooManyRequests:
             self._failures += 1
             await self._rest(BUSY_WAIT_S * random.uniform(1, 1.25))  # noqa: S311 - hides nothing
@@ -188,6 +211,23 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
             self._failures += 1
             await self._rest(wait_s(self._failures, MOST_EMPTY_WAIT_S))
         return jobs
+
+    def _is_under_way(self, job: dict[str, Any]) -> bool:
+        """Return whether `job` is here already; if it is meant to be done again it is kept for then."""
+        job_id = job["id"]
+        if self.job_progress.get(job_id) is None:
+            return False
+        task = self.jobs_tasks.get(job_id)
+        named = {"job": job_id}
+        if task is not None and task.cancelling():
+            log.info("The job came again while it stops: it is done again after that.", extra=named)
+            self._again[job_id] = job
+        elif job_id not in self._again:
+            log.warning(
+                "The job came again while it is under way: it is not done twice.", extra=named
+            )
+            self._again[job_id] = None
+        return True
 
     async def _poll(self, session: aiohttp.ClientSession, count: int) -> list[Any] | None:
         """Ask for jobs, and hang up when told to stop, unless the answer may be under way."""

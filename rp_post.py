@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 RESULT_S = 180.0
 """How long a result is sent again and again; a platform that is away for longer has given the job up."""
+INSTEAD_S = 30.0
+"""What an error in place of a result has at least, where that has used up the time."""
 POST_S = 60.0
 """Longest that one body may take, there or back: 20 MB at 3 Mbit/s."""
 PROGRESS_S = 10.0
@@ -31,7 +33,10 @@ LEAST_S = 3.0
 FIRST_WAIT_S = 0.25
 MOST_WAIT_S = 5.0
 LARGE_BYTES = 1_000_000
-"""A larger body that is answered 400 is taken to be too large: RunPod gives no other status for it."""
+"""A larger body that is answered 400 is taken to be too large: RunPod gives no other status for it.
+
+So is one that never arrives, where an error does.
+"""
 _SLICE = 1 << 18
 # What JSON writes otherwise within a string. Source: RFC 8259, section 7.
 _ESCAPED = bytes(range(0x20)) + b'"\\'
@@ -43,8 +48,12 @@ async def send_result(
     job: dict[str, Any],
     is_stream: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
 ) -> None:
-    """Post a job's result until it arrives; what cannot be sent is replaced by an error that can."""
+    """Post a job's result until it arrives; what cannot be sent is replaced by an error that can.
+
+    Ends within `RESULT_S` and `INSTEAD_S`, and the last try of each.
+    """
     job_id = job["id"]
+    deadline = time.monotonic() + RESULT_S
     url = _done_url(job_id, is_stream=is_stream)
     in_place = partial(_error_in_place_of, result, is_stream=is_stream)
     try:
@@ -53,10 +62,10 @@ async def send_result(
         log.error(f"job {job_id}: the result is not JSON: {error}")  # noqa: TRY400 - the message says it
         body = in_place(InternalError(f"The result is not JSON: {error}."))
     status = await deliver(session, job_id, url, body, RESULT_S)
-    if 400 <= status < 500 and not may_pass(status):
-        log.error(f"job {job_id}: RunPod answered {status} to a result of {len(body)} bytes")
-        body = in_place(_refusal(status, len(body)))
-        status = await deliver(session, job_id, url, body, RESULT_S)
+    if (objection := _objection(status, len(body))) is not None:
+        log.error(f"job {job_id}: {objection}")
+        left_s = max(deadline - time.monotonic(), INSTEAD_S)
+        status = await deliver(session, job_id, url, in_place(objection), left_s)
     if is_taken(status):
         log.info("Finished.", extra={"job": job_id})
     else:
@@ -175,14 +184,32 @@ def _error_in_place_of(result: dict[str, Any], error: WorkerError, *, is_stream:
     return encoded({"error": text, "output": [rest] if is_stream else rest, **kept})
 
 
-def _refusal(status: int, size: int) -> WorkerError:
-    if status == 413 or (status == 400 and size > LARGE_BYTES):
+def _objection(status: int, size: int) -> WorkerError | None:
+    """Return what is to be sent in place of a result of `size` bytes, if anything.
+
+    A large one that did not arrive is replaced, too: a gateway that cuts large bodies, or fails over
+    them, takes an error. Not before all of `RESULT_S` is over, however often it was cut: a platform that
+    is about to come back looks the same from here, and pictures are worth more than the wait. A small one
+    is not replaced: an error would have to go the way that was closed to it.
+    """
+    is_large = size > LARGE_BYTES
+    if status == 413 or (status == 400 and is_large):
         return OutputTooLargeError(
             f"RunPod refused the result of {size} bytes.",
             hint="Ask for fewer or smaller pictures, or use /runsync, whose limit is higher.",
             size_bytes=size,
         )
-    return InternalError(f"RunPod refused the result with status {status}.", status=status)
+    if not may_pass(status) and not is_taken(status):
+        return InternalError(f"RunPod refused the result with status {status}.", status=status)
+    if is_taken(status) or not is_large:
+        return None
+    how = f"was answered {status}" if status else "was cut off without an answer"
+    return OutputTooLargeError(
+        f"RunPod did not take the result of {size} bytes within {RESULT_S:g} s; the last try {how}.",
+        hint="Ask for fewer or smaller pictures, or have them uploaded: see docs/storage.md.",
+        size_bytes=size,
+        status=status,
+    )
 
 
 async def _post(

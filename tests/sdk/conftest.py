@@ -1,13 +1,14 @@
 """The real SDK loop in a process of its own, with a handler of a few lines, at the simulated queue."""
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 # Longer than any test waits: what ends a poll sooner is what the test is about.
 HOLD_S = 20
 TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+NUMBERS = itertools.count(1)
 
 
 class Door:
@@ -61,6 +63,8 @@ class Worker:
     closed: Path
     log_file: Path
     key: str
+    # Tests ask often; a connection for each question takes more time than its answer.
+    web: requests.Session = field(default_factory=requests.Session)
 
     @property
     def log(self) -> str:
@@ -71,6 +75,9 @@ class Worker:
 
     def cancel(self, job_id: str) -> None:
         self._call("POST", f"/cancel/{job_id}")
+
+    def retry(self, job_id: str) -> None:
+        self._call("POST", f"/retry/{job_id}")
 
     def status(self, job_id: str) -> dict[str, Any]:
         job: dict[str, Any] = self._call("GET", f"/status/{job_id}")
@@ -88,7 +95,7 @@ class Worker:
         return job
 
     def journal(self) -> dict[str, Any]:
-        journal: dict[str, Any] = self.queue.get("/simulator/journal")
+        journal: dict[str, Any] = self.web.get(f"{self.queue.url}/simulator/journal").json()
         return journal
 
     def requests(self, route: str) -> list[dict[str, Any]]:
@@ -98,22 +105,32 @@ class Worker:
         self.queue.post("/simulator/faults", fault)
 
     def mend(self) -> None:
-        response = requests.delete(f"{self.queue.url}/simulator/faults", timeout=10)
+        response = self.web.delete(f"{self.queue.url}/simulator/faults", timeout=10)
         assert response.ok, response.text
+
+    def clear(self) -> None:
+        """Leave nothing in the queue for the next worker."""
+        self.mend()
+        for job in self.journal()["jobs"]:
+            if job["status"] not in TERMINAL:
+                self.cancel(job["id"])
+        self.queue.post("/simulator/reset-journal")
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         url = f"{self.queue.url}/v2/sim{path}"
         headers = {"Authorization": self.key}
-        response = requests.request(method, url, json=body, headers=headers, timeout=10)
+        response = self.web.request(method, url, json=body, headers=headers, timeout=10)
         assert response.ok, response.text
         return response.json()
 
 
 def until(holds: Callable[[], bool], within_s: float = 10) -> None:
     deadline = time.monotonic() + within_s
+    pause_s = 0.01
     while not holds():
         assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.02)
+        time.sleep(pause_s)
+        pause_s = min(0.1, pause_s * 1.25)
 
 
 def children(pid: int) -> set[int]:
@@ -136,15 +153,16 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def working(folder: Path, concurrency: int = 1, *flags: str, **more: str) -> Iterator[Worker]:
-    """Start a queue and a worker, and yield once the worker asks for jobs."""
+def working(
+    queue: Simulator, folder: Path, concurrency: int = 1, *flags: str, **more: str
+) -> Iterator[Worker]:
+    """Start a worker at `queue`, and yield once it asks for jobs; afterwards the queue is empty."""
     with contextlib.ExitStack() as stack:
-        queue = stack.enter_context(running("queue", "--hold-s", HOLD_S))
         door = Door(queue.url)
         stack.callback(door.close)
         env = {
             name: value.replace(queue.url, door.url)
-            for name, value in queue.get("/simulator/env").items()
+            for name, value in queue.get(f"/simulator/env?worker=worker-{next(NUMBERS)}").items()
         }
         log, closed = folder / "log", folder / "closed"
         process = subprocess.Popen(
@@ -155,8 +173,10 @@ def working(folder: Path, concurrency: int = 1, *flags: str, **more: str) -> Ite
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        stack.callback(end, process)
         worker = Worker(queue, door, process, closed, log, env["RUNPOD_AI_API_KEY"])
+        stack.enter_context(worker.web)
+        stack.callback(worker.clear)
+        stack.callback(end, process)
         until(lambda: "job-stop" in worker.journal()["counts"], within_s=30)
         yield worker
 
@@ -171,22 +191,36 @@ def end(process: subprocess.Popen[bytes]) -> None:
 StartWorker = Callable[..., Worker]
 
 
+@pytest.fixture(scope="session")
+def queue() -> Iterator[Simulator]:
+    """The queue of workers that serve one test each."""
+    with running("queue", "--hold-s", HOLD_S) as queue:
+        yield queue
+
+
+@pytest.fixture(scope="module")
+def own_queue() -> Iterator[Simulator]:
+    """The queue of a worker that serves a whole module."""
+    with running("queue", "--hold-s", HOLD_S) as queue:
+        yield queue
+
+
 @pytest.fixture
-def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
+def start_worker(queue: Simulator, tmp_path: Path) -> Iterator[StartWorker]:
     """Start a worker for one test: `start_worker(concurrency, "--flag", …, NAME="value", …)`."""
     with contextlib.ExitStack() as stack:
 
         def start(concurrency: int = 1, *flags: str, **more: str) -> Worker:
-            return stack.enter_context(working(tmp_path, concurrency, *flags, **more))
+            return stack.enter_context(working(queue, tmp_path, concurrency, *flags, **more))
 
         yield start
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+def shared(own_queue: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """One worker for all tests of a module that leave it alive; it pings twice a second."""
     folder = tmp_path_factory.mktemp("worker")
-    with working(folder, 4, RUNPOD_PING_INTERVAL="500") as worker:
+    with working(own_queue, folder, 4, RUNPOD_PING_INTERVAL="500") as worker:
         yield worker
         assert worker.process.poll() is None, worker.log
 

@@ -1,6 +1,7 @@
 """What a worker under the SDK's loop survives, one worker for all of it."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.sdk.conftest import Worker, until
 
 pytestmark = pytest.mark.slow
+ONCE = "it is not done twice."
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,43 @@ def test_a_job_that_is_stopped_as_it_is_taken_does_not_run_on(worker: Worker) ->
     worker.cancel(job_id)
 
     until(lambda: any(job_id in line and "Job stopped" in line for line in worker.log.splitlines()))
+
+
+def test_a_job_that_comes_again_while_it_is_under_way_is_done_once(worker: Worker) -> None:
+    worker.fault(route="job-take", twice=True, times=-1)
+    worker.wait(worker.run(a=1))  # by the poll that is open already
+    done = worker.run(do="sleep", s=1.5)
+    until(lambda: f"{ONCE} {done}" in worker.log)
+    stopped = worker.run(do="sleep", s=60)
+    until(lambda: f"{ONCE} {stopped}" in worker.log)
+
+    assert worker.wait(done)["status"] == "COMPLETED"
+    until(lambda: worker.requests("ping")[-1]["query"].startswith(f"job_id={stopped}&"))
+    worker.cancel(stopped)
+
+    until(lambda: "job_id" not in worker.requests("ping")[-1]["query"])
+    handed_out = {job["id"]: job["takes"] for job in worker.journal()["jobs"]}
+    for job_id in (done, stopped):
+        assert handed_out[job_id] > 1
+        assert worker.log.count(f"sleeping {job_id}") == 1
+        assert worker.log.count(f"{ONCE} {job_id}") == 1
+
+
+def test_a_job_that_comes_again_while_it_stops_is_done_after_that(
+    worker: Worker, tmp_path: Path
+) -> None:
+    may_end = tmp_path / "may end"
+    policy = {"policy": {"executionTimeout": 5001}}  # the least that the platform takes
+    job_id = worker.run(policy, do="linger", s=60, until=str(may_end))
+    until(lambda: f"Stopping job. {job_id}" in worker.log)
+
+    worker.retry(job_id)
+    until(lambda: f"it is done again after that. {job_id}" in worker.log)
+    may_end.touch()
+
+    assert worker.wait(job_id)["status"] == "COMPLETED"
+    first, again = worker.log.split(f"left {job_id}\n")
+    assert first.count(f"Started. {job_id}") == again.count(f"Started. {job_id}") == 1
 
 
 def test_progress_that_hangs_holds_the_result_up_for_two_seconds_at_most(worker: Worker) -> None:

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Simulator
 from tests.sdk.conftest import StartWorker, Worker, until, working
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def streaming(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with working(tmp_path_factory.mktemp("streaming"), 4, "--stream") as worker:
+def streaming(own_queue: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with working(own_queue, tmp_path_factory.mktemp("streaming"), 4, "--stream") as worker:
         yield worker
         assert worker.process.poll() is None, worker.log
 
@@ -30,7 +29,7 @@ def read(worker: Worker, job_id: str) -> list[Any]:
     """Return what /stream has that nobody has read yet."""
     headers = {"Authorization": worker.key}
     url = f"{worker.queue.url}/v2/sim/stream/{job_id}"
-    stream = requests.get(url, headers=headers, timeout=10).json()["stream"]
+    stream = worker.web.get(url, headers=headers, timeout=10).json()["stream"]
     return [entry["output"] for entry in stream]
 
 

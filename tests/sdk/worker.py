@@ -26,6 +26,22 @@ async def sleep(job: rp_sdk.Job) -> None:
     await asyncio.sleep(job["input"]["s"])
 
 
+async def linger(job: rp_sdk.Job) -> None:
+    """Sleep the first time, and when that is cancelled end no sooner than a file is there."""
+    if job["id"] in _lingered:
+        return
+    _lingered.add(job["id"])
+    try:
+        await sleep(job)
+    finally:
+        while not Path(job["input"]["until"]).exists():  # noqa: ASYNC110, ASYNC240 - a file of a test
+            await asyncio.sleep(0.02)
+        print(f"left {job['id']}", flush=True)
+
+
+_lingered: set[str] = set()
+
+
 async def leave(_job: rp_sdk.Job) -> None:
     sys.exit(3)
 
@@ -72,7 +88,7 @@ async def progress(job: rp_sdk.Job) -> None:
 DEEDS = {
     deed.__name__: deed
     for deed in (
-        *(sleep, stop, hurry, lose_patience, progress),
+        *(sleep, linger, stop, hurry, lose_patience, progress),
         *(leave, leave_in_a_thread, interrupt, cancel_itself, fail),
     )
 }

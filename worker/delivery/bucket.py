@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TypeVar
@@ -144,7 +145,10 @@ class Bucket:
     ) -> None:
         stopped = threading.Event()
         threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload")
-        futures = [threads.submit(self._send, store, file, stopped) for file in files]
+        # Each with a copy, for no two threads may be in one, so that what is logged has the job's id.
+        futures = [
+            threads.submit(copy_context().run, self._send, store, file, stopped) for file in files
+        ]
         try:
             _require_done(futures, cancelled, timeout_s)
         except BaseException:

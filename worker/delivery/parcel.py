@@ -110,7 +110,8 @@ class Parcel:
             raise ValueError("no volume to write to")
         pictures = self._in_format()
         paths = outbox.put(
-            [(f"{name}.{suffix}", data) for name, suffix, _, data in self._named(pictures)]
+            [(f"{name}.{suffix}", data) for name, suffix, _, data in self._named(pictures)],
+            self._caller.cancelled,
         )
         yield self._elsewhere([*map(str, paths)], "volume", "They are on the volume.", pictures)
 

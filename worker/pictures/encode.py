@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -131,7 +132,8 @@ def all_encoded(
         return result
 
     with ThreadPoolExecutor(lanes, thread_name_prefix="encode") as pool:
-        futures = [pool.submit(one, index) for index in range(len(images))]
+        # With the context, so that what Pillow warns of is logged with the job's id.
+        futures = [pool.submit(copy_context().run, one, index) for index in range(len(images))]
         try:
             results = [future.result() for future in futures]
         finally:

@@ -1,10 +1,13 @@
 """Uploads to a real store, moto's, by way of a proxy that can break things."""
 
+import io
 import itertools
+import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import copy_context
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +35,7 @@ from tests.worker.stores import (
     refusing,
 )
 from worker.delivery.bucket import PROBE, Bucket, How, Upload, bucket_of
+from worker.log import logs
 
 pytestmark = pytest.mark.slow
 MB = 1 << 20
@@ -313,6 +317,30 @@ def test_parts_are_thrown_away_when_one_cannot_be_sent(way: Proxy, client: Any, 
     until(lambda: "DELETE" in way.methods())
     until(lambda: "Uploads" not in client.list_multipart_uploads(Bucket=name))
     assert keys(client, name) == []
+
+
+def test_whatever_is_logged_of_an_upload_has_the_id_of_its_job(way: Proxy, name: str) -> None:
+    _, refusal = refusing("QuotaExceeded", 200)
+    way.change = lambda _, body: refusal if b"CompleteMultipartUpload" in body else body
+    way.on, way.faults = "DELETE", [refusing("AccessDenied", 403)]
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(logs.json_lines())
+
+    def job() -> None:
+        logs.job_id.set("j-1")
+        put(bucket_at(way.url, name), upload(data=b"x" * (17 * MB)))
+
+    logging.getLogger("worker").addHandler(handler)
+    try:
+        with pytest.raises(UploadFailedError):
+            copy_context().run(job)
+    finally:
+        logging.getLogger("worker").removeHandler(handler)
+
+    line = json.loads(lines.getvalue())
+    assert line["message"].startswith("Parts of job/0.png stay in the bucket")
+    assert line["requestId"] == "j-1"
 
 
 def test_parts_are_thrown_away_after_a_cancel(way: Proxy, client: Any, name: str) -> None:

@@ -1,4 +1,5 @@
 import threading
+from contextvars import copy_context
 from threading import Event
 from typing import get_args
 
@@ -8,6 +9,7 @@ from PIL import Image, ImageChops, ImageCms
 from schemas.errors import BackendFailedError, JobCancelledError
 from schemas.output import Format
 from tests.worker.drawn import SMALL, noise, opened, png, same_pixels, saved
+from worker.log import logs
 from worker.pictures.encode import CONTENT_TYPES, SUFFIXES, Target, all_encoded, encoded, format_of
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -247,6 +249,24 @@ def test_a_job_that_is_cancelled_ends_between_two_pictures(looks: int) -> None:
     with pytest.raises(JobCancelledError):
         all_encoded([png(noise())] * 40, Target("webp"), cancelled)
     assert not [each for each in threading.enumerate() if each.name.startswith("encode")]
+
+
+def test_whatever_is_logged_of_a_picture_has_the_id_of_its_job() -> None:
+    noted: set[str] = set()
+
+    class Noting(Event):
+        def is_set(self) -> bool:
+            assert threading.current_thread().name.startswith("encode")
+            noted.add(logs.job_id.get())
+            return False
+
+    def job() -> None:
+        logs.job_id.set("j-1")
+        all_encoded([png(noise())] * 2, Target("jpeg"), Noting())
+
+    copy_context().run(job)
+
+    assert noted == {"j-1"}
 
 
 def test_after_a_broken_picture_the_others_are_left_alone() -> None:

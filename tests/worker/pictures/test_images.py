@@ -19,6 +19,13 @@ def encoded(kind: str = "PNG", size: tuple[int, int] = (16, 8)) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def damaged(text: str) -> str:
+    """Return a picture with one bit turned in the middle of its file."""
+    data = bytearray(base64.b64decode(text))
+    data[len(data) // 2] ^= 1
+    return base64.b64encode(data).decode()
+
+
 PICTURE = encoded()
 
 
@@ -49,6 +56,7 @@ def test_the_usual_formats_are_read(kind: str) -> None:
         pytest.param("garbage", id="garbage"),
         pytest.param(base64.b64encode(b"<html>").decode(), id="a page"),
         pytest.param(PICTURE[: len(PICTURE) // 2], id="cut off"),
+        pytest.param(damaged(encoded(size=(64, 64))), id="damaged"),
         pytest.param("data:image/png;base64", id="data URI without data"),
         pytest.param("https://host/x.png", id="URL"),
         pytest.param("HTTP://169.254.169.254/", id="private URL"),
