@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 from simulator.queue import client_side, faults, worker_side
 from simulator.queue.faults import Fault
 from simulator.queue.platform import PLATFORM, Platform
-from simulator.queue.worker_side import TAKEN, TWICE
+from simulator.queue.worker_side import TOLD, TWICE, UNTOLD
 
 CONTROL = "/simulator/"
 WORKER_ROUTES = frozenset(
@@ -85,13 +85,13 @@ async def _answer(
 
 
 def _forsake(request: web.Request) -> None:
-    """Note that the worker is not told that its result was taken, or not given the jobs that it took."""
+    """Note that the worker does not learn what became of its result or piece, or which jobs it was given."""
     platform = request.app[PLATFORM]
-    job = platform.queue.jobs.get(request.match_info.get("job", ""))
-    if job is not None:
-        platform.unacknowledged.add(job.id)
-    for lost in (*request.get(TAKEN, ()), *([job] if job is not None else ())):
-        platform.queue.note(lost, "unacknowledged", request.match_info["worker"], platform.now)
+    what, jobs = request.get(TOLD, ("", []))
+    for job in jobs:
+        platform.queue.note(job, what, request.match_info["worker"], platform.now)
+    if what == UNTOLD and "job" in request.match_info:
+        platform.unacknowledged.update(job.id for job in jobs)
 
 
 async def _torn(

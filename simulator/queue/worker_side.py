@@ -16,8 +16,10 @@ from simulator.queue.state import Outcome
 BASE = "/v2/{endpoint}"
 TWICE = web.RequestKey("twice", bool)
 """Whether the jobs that a take brings are to be handed out once more."""
-TAKEN = web.RequestKey("taken", list[Job])
-"""Which jobs a take brought."""
+TOLD = web.RequestKey("told", tuple[str, list[Job]])
+"""Of which jobs the answer tells the worker, and what is noted of them if it never comes. There is none for
+progress: whether it arrived is of no consequence."""
+UNTOLD, UNTOLD_PIECE = "unacknowledged", "unacknowledged piece"
 
 
 async def _take(request: web.Request) -> web.Response:
@@ -32,7 +34,7 @@ async def _take(request: web.Request) -> web.Response:
     taken = await platform.until(jobs, platform.options.hold_s)
     if not taken:
         return web.Response(status=204)
-    request[TAKEN] = taken
+    request[TOLD] = (UNTOLD, taken)
     platform.notify()
     given = [job.for_worker() for job in taken]
     return web.json_response(given if is_batch else given[0])
@@ -57,6 +59,8 @@ async def _done(request: web.Request) -> web.Response:
         platform.queue.refuse(job_id)
         return _refused(f"body is not JSON: {error}")
     outcome = platform.queue.answer(worker, job_id, message, len(body), platform.now)
+    if outcome is not Outcome.UNKNOWN_JOB and not _is_progress(message):
+        request[TOLD] = (UNTOLD, [platform.queue.jobs[job_id]])
     _judge(platform, job_id, message, outcome)
     platform.notify()
     if outcome is Outcome.UNKNOWN_JOB:
@@ -78,12 +82,16 @@ def _parse(body: bytes) -> dict[str, Any]:
     return message
 
 
+def _is_progress(message: dict[str, Any]) -> bool:
+    return message.get("status") == "IN_PROGRESS"
+
+
 def _judge(platform: Platform, job_id: str, message: dict[str, Any], outcome: Outcome) -> None:
     """Write down what a correct worker does not do, apart from what only came too late."""
     if outcome in {Outcome.ACCEPTED, Outcome.TOO_LARGE}:
         return
     job = platform.queue.jobs.get(job_id)
-    is_progress = message.get("status") == "IN_PROGRESS"
+    is_progress = _is_progress(message)
     what = "progress" if is_progress else "result"
     line = f"job-done {job_id}: {what} {outcome}"
     earlier = 0 if job is None else job.answers - (not is_progress)
@@ -109,8 +117,12 @@ async def _stream(request: web.Request) -> web.Response:
     if objection is Outcome.TOO_LARGE:
         journal.violations.append(f"job-stream {job.id}: {objection}: {len(body)} bytes")
         return _refused(f"exceeded max chunk size: {len(body)} bytes")
-    if objection is not None:
-        lines = journal.violations if job.answers else journal.late
+    if objection is None:
+        request[TOLD] = (UNTOLD_PIECE, [job])
+    else:
+        # Of two workers that were handed the same job one is at it when the other has answered.
+        is_wrong = job.answers > 0 and job.duplicates == 0
+        lines = journal.violations if is_wrong else journal.late
         lines.append(f"job-stream {job.id}: {objection}")
     platform.notify()
     return web.json_response({})

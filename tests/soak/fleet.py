@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,30 @@ STARTS_S = 10.0
 DIES_S = 5.0
 STEP_MS = 8
 TOLD = {"step_ms": STEP_MS, "load_s": 0.02}
+# Pieces as small as may be, so that pictures of a few kilobytes come in several.
+_STREAM = {"A1111_OUTPUT_STREAM": "true", "A1111_OUTPUT_MAX_CHUNK_BYTES": "10000"}
+_PREFETCH = {"A1111_JOB_PREFETCH": "true", "A1111_JOB_CONCURRENCY": "2"}
+PLAIN, STREAMING = "plain", "streaming"
+MANNERS: Mapping[str, Mapping[str, str]] = {
+    f"prefetching and {STREAMING}": {**_PREFETCH, **_STREAM},
+    PLAIN: {},
+    "prefetching": _PREFETCH,
+    STREAMING: _STREAM,
+}
+"""How workers may be set up. Who prefetches takes two jobs, whatever the others take."""
 # Of an idle worker: the loop's, A1111's and the queue's connections, and the log of its A1111.
 MOST_FILES = 80
+
+
+def manner_of(worker: str) -> str:
+    """Return how the worker of this name is set up: two differ in all, and so do those that follow them."""
+    slot, number = map(int, worker.removeprefix("worker").split("-"))
+    return list(MANNERS)[(slot + 2 * number) % len(MANNERS)]
+
+
+def streams(worker: str) -> bool:
+    """Return whether the worker of this name hands out its pictures one by one."""
+    return manner_of(worker).endswith(STREAMING)
 
 
 @dataclass
@@ -76,6 +98,7 @@ class Fleet:
         folder = self.world.folder / f"worker{slot}-{number}"
         scratch = self.world.folder / f"scratch{slot}-{number}"
         scratch.mkdir()
+        at_once = {"A1111_JOB_CONCURRENCY": str(self.concurrency)}
         with ExitStack() as stack:
             container = stack.enter_context(
                 made_in(
@@ -86,8 +109,8 @@ class Fleet:
                     A1111_WEBUI_FLAGS=f"--controlnet --controlnet-dir {folder}/links/ControlNet",
                     A1111_WEBUI_STALL_S=str(STALL_S),
                     A1111_WEBUI_STOP_S=str(STOP_S),
-                    A1111_JOB_CONCURRENCY=str(self.concurrency),
                     A1111_JOB_DRAIN_S=str(DRAIN_S),
+                    **{**at_once, **MANNERS[manner_of(folder.name)]},
                 )
             )
             return Berth(slot, container, stack.pop_all(), number)
@@ -110,11 +133,15 @@ class Fleet:
 
     def _stop(self, slot: int) -> None:
         berth = self.berths[slot]
+        self._tell(berth)
+        self.berths[slot] = self._begun(slot, berth.number + 1)
+
+    def _tell(self, berth: Berth) -> None:
+        """Tell a worker to stop."""
         berth.told_young = time.monotonic() < berth.begun + STARTS_S
         berth.container.worker.terminate()
         self._latest[berth.name] = time.monotonic() + ENDS_S
         self.leaving.append(berth)
-        self.berths[slot] = self._begun(slot, berth.number + 1)
 
     def look(self) -> None:
         """Take leave of the workers that have ended, and complain of those that should have."""
@@ -141,9 +168,7 @@ class Fleet:
         for berth in self.berths:
             self._require_few_files(berth)
             self.most_resident_bytes = max(self.most_resident_bytes, resident(berth))
-            berth.container.worker.terminate()
-            self._latest[berth.name] = time.monotonic() + ENDS_S
-        self.leaving += self.berths
+            self._tell(berth)
         self.berths = []
         while self.leaving:
             self.look()

@@ -6,8 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.soak.ledger import LOST, Asked, End, Ledger, digest
+from tests.soak.fleet import manner_of, streams
+from tests.soak.ledger import ACCEPTED, LOST, UNTOLD_PIECE, Asked, End, Ledger, digest
 from tests.soak.parts import TIME_SCALE, Queue
+from tests.soak.pieces import require_shown, whole
 from tests.soak.wishes import Oracle, Wish, Wishes
 
 # One job in so many is sent by /runsync.
@@ -34,6 +36,8 @@ class Jobs:
     """Of pictures at a worker that took the job once: from take to answer, less what the answer says was
     fetching, waiting and A1111's time."""
     statuses: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
+    """By workers of each manner, see tests/soak/fleet.py."""
     _sent: dict[str, Sent] = field(default_factory=dict)
     _ends: list[dict[str, Any]] = field(default_factory=list)
     """Of jobs whose id is not known yet, because /runsync has not answered."""
@@ -103,28 +107,55 @@ class Jobs:
         ledger.ends += [End(raw["id"], raw["status"]) for raw in self._ends]
 
     def _end(self, raw: dict[str, Any]) -> End:
-        output, sent = raw.get("output"), self._sent[raw["id"]]
+        told, worker = [what for _, what, _ in raw["history"]], raw.get("workerId")
+        is_alone = told.count("taken") == 1 and LOST not in told
         self.statuses[raw["status"]] += 1
-        seen = ""
+        if worker is not None and ACCEPTED in told:
+            self.answered[manner_of(worker)] += 1
+        seen = strange = ""
+        try:
+            answer = self._answer(raw, told.count(UNTOLD_PIECE) if is_alone else None)
+        except (LookupError, TypeError, ValueError) as error:  # It has not the form of a stream.
+            answer, strange = None, f"{type(error).__name__}: {error}"
         if raw["status"] == "COMPLETED":
             with contextlib.suppress(KeyError, TypeError):  # It is not what was asked for.
-                seen = digest(sent.wish.view(output))
-        self._note_overhead(raw, output)
+                seen = digest(self._sent[raw["id"]].wish.view(answer))
+        if is_alone:
+            self._note_overhead(raw, answer)
         return End(
             raw["id"],
             raw["status"],
             seen,
-            output.get("code", "") if isinstance(output, dict) else "",
+            answer.get("code", "") if isinstance(answer, dict) else "",
             str(raw.get("error", "")),
             _events(raw["history"]),
             raw["duplicates"],
+            strange,
         )
 
-    def _note_overhead(self, raw: dict[str, Any], output: Any) -> None:
-        told = [what for _, what, _ in raw["history"]]
-        is_picture = isinstance(output, dict) and "timings" in output
-        if is_picture and told.count("taken") == 1 and LOST not in told:
-            spent = {name: output["timings"].get(name, 0.0) for name in _NOT_OURS}
+    def _answer(self, raw: dict[str, Any], lost: int | None) -> Any:
+        """Return a job's answer as a worker that does not stream would have given it.
+
+        Args:
+            raw: the job.
+            lost: how many receipts of its pieces were; None: more than one worker may have sent some, so
+                that there is no saying what /stream must have shown.
+
+        Raises:
+            ValueError, LookupError, TypeError: it has not the form of a stream, and should have.
+        """
+        output, worker = raw.get("output"), raw.get("workerId")
+        if output is None or worker is None or not streams(worker):
+            return output
+        if raw["status"] != "COMPLETED":
+            return output[-1]
+        if lost is not None:
+            require_shown(self.queue.stream(raw["id"]), output, lost)
+        return whole(output)
+
+    def _note_overhead(self, raw: dict[str, Any], answer: Any) -> None:
+        if isinstance(answer, dict) and "timings" in answer:
+            spent = {name: answer["timings"].get(name, 0.0) for name in _NOT_OURS}
             taken_s = raw["executionTime"] / 1000 / TIME_SCALE
             self.overheads_s.append(taken_s - sum(spent.values()))
 

@@ -27,7 +27,7 @@ SLACK_S = 5.0
 # How long the worker that is told to stop a job may still answer it: its A1111 ends, an answer on its way
 # is sent again.
 CANCELS_S = (STOP_S + 5.0) * TIME_SCALE
-LOST, UNTOLD = "given up", "unacknowledged"
+LOST, UNTOLD, UNTOLD_PIECE = "given up", "unacknowledged", "unacknowledged piece"
 STOPPED = "worker SIGTERM"
 ACCEPTED = "accepted"
 _ANSWERS = {
@@ -86,6 +86,8 @@ class End:
     history: Sequence[tuple[float, str, str | None]] = ()
     """When, what, and which worker: see simulator/queue/state.py."""
     duplicates: int = 0
+    strange: str = ""
+    """What is wrong with the form of its output, or with what /stream showed."""
 
     def stays(self) -> list[tuple[str, float, float]]:
         """Return at which workers it was, from when to when."""
@@ -149,7 +151,7 @@ class Ledger:
         if len(ends) > 1:
             found.append(Finding("duplicated", job, f"{[end.status for end in ends]}"))
         end = ends[0]
-        if (wrong := self._objection(asked, end, costs)) is not None:
+        if wrong := end.strange or self._objection(asked, end, costs):
             found.append(Finding("wrong", job, f"{asked.kind}: {wrong}"))
         found += [
             Finding("lost", job, f"{asked.kind}: {worker} dropped it at {t:.1f}")
@@ -237,8 +239,8 @@ def _spoilt(asked: Asked, end: End) -> str | None:
 def _spare_answers(end: End) -> int:
     """Return how many answers to a job have no reason.
 
-    Each worker has one for each time that it was handed the job, until it is given up, and one for each
-    receipt that never came. Where a take was lost, or the receipt of progress, there is none to add.
+    Each worker has one for the job that it was handed, until it is given up, and one for each receipt of a
+    result that never came. Handed what it is at already, it has none to add; nor has a take that was lost.
     """
     due: Counter[str | None] = Counter()
     answered: dict[str | None, bool] = {}
@@ -249,7 +251,7 @@ def _spare_answers(end: End) -> int:
             due[worker] = max(due[worker] - 1, 0)
             answered[worker] = True
         elif what == "taken":
-            due[worker] += 1
+            due[worker] = due[worker] + 1 if answered.get(worker, True) else 1
             answered[worker] = False
         elif what == UNTOLD:
             due[worker] += answered.get(worker, False)

@@ -1,6 +1,7 @@
 """What is round the workers of a soak: the host of models, the queue as its clients see it, the volume."""
 
 import contextlib
+import ctypes
 import json
 import os
 import subprocess
@@ -95,6 +96,10 @@ class Queue:
         answer.raise_for_status()
         return str(answer.json()["id"])
 
+    def stream(self, job: str) -> list[Any]:
+        """Return the pieces that readers of /stream were shown and have not been returned yet."""
+        return [message["output"] for message in self._call(f"/stream/{job}")["stream"]]
+
     def cancel(self, job: str) -> bool:
         """Cancel a job; return whether it had not ended."""
         return bool(self._call(f"/cancel/{job}")["status"] == "CANCELLED")
@@ -128,16 +133,38 @@ class Queue:
         return journal
 
 
-UNSHARE = ("unshare", "--mount", "--map-root-user")
-
-
 def may_mount() -> bool:
     """Return whether a process may have mounts of its own here."""
-    tried = [*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/tmp"]
+    tried = ["unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "tmpfs", "/tmp"]
     try:
         return subprocess.run(tried, check=False, capture_output=True).returncode == 0
     except FileNotFoundError:
         return False
+
+
+def unshare() -> None:
+    """Give this process, which has one thread, mounts of its own and the right to make some.
+
+    To start Python once more by the program of this name would cost a second.
+
+    Raises:
+        OSError: it may not.
+    """
+    user, group = os.geteuid(), os.getegid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS | _CLONE_NEWUSER) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    # Source: user_namespaces(7): who may not set groups may map his own.
+    for file, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"0 {user} 1"),
+        ("gid_map", f"0 {group} 1"),
+    ):
+        Path(f"/proc/self/{file}").write_text(text)
+
+
+# Source: linux/sched.h.
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 
 
 @contextlib.contextmanager

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from simulator import models
-from tests.soak.ledger import CANCELS_S, STOPPED, Asked, End, Ledger, Struck, digest
+from tests.soak.ledger import (
+    CANCELS_S,
+    STOPPED,
+    UNTOLD_PIECE,
+    Asked,
+    End,
+    Ledger,
+    Struck,
+    digest,
+)
 from tests.soak.plan import KINDS
 from tests.soak.remains import remains
 
@@ -83,12 +92,35 @@ def test_a_second_answer_is_not_explained_by_a_lost_take(worker: str) -> None:
     assert [text.partition(" too many")[0] for text in twice] == ["duplicated: txt2img: 1 answers"]
 
 
-def test_a_lost_receipt_of_progress_neither_adds_nor_takes_an_answer() -> None:
-    lost = (11.0, "unacknowledged", "w1")
+def test_a_lost_receipt_of_a_piece_adds_no_answer() -> None:
+    lost = (11.0, UNTOLD_PIECE, "w1")
     late = (13.0, "after the job had ended", "w1")
 
     assert found(end(history=(TAKEN, lost, ANSWERED))) == []
     assert len(found(end(history=(TAKEN, lost, ANSWERED, late)))) == 1
+
+
+def test_a_job_that_comes_to_its_worker_again_has_one_answer() -> None:
+    again = (11.0, "taken", "w1")
+    late = (13.0, "after the job had ended", "w1")
+
+    assert found(end(history=(TAKEN, again, ANSWERED), duplicates=1)) == []
+    twice = found(end(history=(TAKEN, again, ANSWERED, late), duplicates=1))
+    assert [text.partition(" too many")[0] for text in twice] == ["duplicated: txt2img: 1 answers"]
+
+
+def test_a_job_that_comes_again_after_its_answer_has_another_one() -> None:
+    elsewhere = (10.5, "taken", "w2")
+    early = (11.0, "from a worker that no longer holds the job", "w1")
+    again = (11.5, "taken", "w1")
+    late = (13.0, "after the job had ended", "w2")
+
+    history = (TAKEN, elsewhere, early, again, ANSWERED, late)
+    assert found(end(history=history, duplicates=2)) == []
+
+
+def test_a_form_that_is_not_the_workers_is_found() -> None:
+    assert found(end(strange="a piece twice")) == ["wrong: txt2img: a piece twice"]
 
 
 def test_a_wrong_picture_is_found() -> None:

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.soak.fleet import MANNERS
 from tests.soak.plan import KINDS
 
 pytestmark = pytest.mark.slow
 
-ARGUMENTS = ("--seed", 1, "--jobs", 1000, "--minutes", 0.5, "--workers", 2, "--at-once", 8)
-PACE = ("--concurrency", 3, "--every-s", 0.9, "--memory-jobs", 100)
+# Both workers give way to others in the first third of it, so that there are some of all manners.
+SEED = 12
+ARGUMENTS = ("--seed", SEED, "--jobs", 1000, "--minutes", 0.42, "--workers", 2, "--at-once", 8)
+PACE = ("--concurrency", 3, "--every-s", 0.75, "--memory-jobs", 50)
 # Those that find nothing to break, or wait for another one at the same place, are not injected; a busy
 # machine gets less done.
 LEAST_KINDS = len(KINDS) // 2
@@ -26,7 +29,7 @@ def told() -> dict[str, Any]:
     argv = [sys.executable, "-m", "tests.soak", *map(str, ARGUMENTS + PACE)]
     done = subprocess.run(argv, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert done.stdout.startswith("seed 1\n")
+    assert done.stdout.startswith(f"seed {SEED}\n")
     last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return last
 
@@ -44,9 +47,17 @@ def test_faults_of_most_kinds_struck_meanwhile(told: dict[str, Any]) -> None:
     assert {"worker kill -9", "worker SIGTERM", "webui kill -9", "hub kill -9"} & struck
 
 
+def test_workers_of_all_manners_answered_jobs(told: dict[str, Any]) -> None:
+    answered = {
+        row["what"].removeprefix("jobs answered by: ") for row in told["rows"] if row["count"]
+    }
+
+    assert answered >= set(MANNERS)
+
+
 def test_the_last_line_has_the_figures_of_a_benchmark(told: dict[str, Any]) -> None:
     assert told["bench"] == "soak"
-    assert told["seed"] == 1
+    assert told["seed"] == SEED
     assert 0 < told["overhead"]["p50_ms"] <= told["overhead"]["p99_ms"]
     assert told["memory_growth_mb"] < 20
     assert told["memory"]["late"]["files"] <= told["memory"]["early"]["files"] + 5

@@ -149,6 +149,7 @@ class _Draft:
             "width": 64,
             "height": 64,
             "batch_size": chance.choice([1, 1, 1, 2]),
+            "n_iter": chance.choice([1, 1, 1, 2]),
             "seed": self.number,
         }
 

@@ -171,6 +171,26 @@ def test_jobs_that_are_lost_on_their_way_are_known(endpoint: Endpoint) -> None:
     ]
 
 
+def test_only_what_a_worker_must_send_again_is_noted_as_unacknowledged(endpoint: Endpoint) -> None:
+    job_id = endpoint.run()
+    endpoint.take()
+    endpoint.fault(route="job-done", status=502, after=True, times=2)
+    endpoint.fault(route="job-stream", status=502, after=True)
+
+    endpoint.done(job_id, {"status": "IN_PROGRESS", "output": 1})
+    endpoint.call(
+        "POST",
+        f"job-stream/w1/{job_id}?gpu=X",
+        headers=WORKER | {"X-Request-ID": job_id},
+        json={"output": 1},
+    )
+    endpoint.done(job_id, {"output": 1})
+
+    (job,) = endpoint.journal()["jobs"]
+    told = [what for _, what, _ in job["history"]]
+    assert told == ["taken", "unacknowledged piece", "accepted", "COMPLETED", "unacknowledged"]
+
+
 def test_faults_are_listed_with_their_hits(endpoint: Endpoint) -> None:
     endpoint.fault(route="job-take", status=429)
     endpoint.call("GET", "job-take-batch/w1?gpu=X&batch_size=2", headers=WORKER)

@@ -226,6 +226,20 @@ def test_a_stream_item_after_the_end_does_not_count(
     assert endpoint.journal()[noted] == [f"job-stream {job_id}: after the job had ended"]
 
 
+def test_a_stream_item_of_a_second_delivery_may_come_after_the_end(endpoint: Endpoint) -> None:
+    job_id = endpoint.run()
+    endpoint.fault(route="job-take", twice=True)
+    endpoint.take("w1")
+    endpoint.take("w2")
+    endpoint.done(job_id, {"output": 1}, "w2")
+
+    assert hand_out(endpoint, job_id, 2) == 200
+
+    journal = endpoint.journal()
+    assert journal["violations"] == []
+    assert journal["late"] == [f"job-stream {job_id}: after the job had ended"]
+
+
 def test_a_result_for_a_job_that_never_was_is_404(endpoint: Endpoint) -> None:
     assert endpoint.done("never-was", {"output": 1}) == 404
 
