@@ -84,8 +84,10 @@ worker() {
     # A1111's preflight is its child's business, so that nothing of the worker waits for it: what it
     # objects to ends the child with its exit code, and the worker with the same.
     # `exec` keeps our process id, so that A1111 is the worker's own child: its end is seen at once,
-    # with the exit code, and it does not outlive the worker.
-    exec {log}< <(exec setpriv --pdeathsig KILL "$SELF" webui </dev/null 2>&1)
+    # with the exit code, and it does not outlive the worker. `setsid` keeps the process id, too, as
+    # it is called by a process that leads no group; A1111 then leads one of its own, which the worker
+    # ends as a whole, and Ctrl-C is for the worker alone.
+    exec {log}< <(exec setsid setpriv --pdeathsig KILL "$SELF" webui </dev/null 2>&1)
     # Keep what a large answer took, up to 128 MiB, for the next one: getting it from the kernel again
     # and again is most of the worker's own time with four pictures of 1024x1024 (bench-overhead).
     # One arena, so that what one thread gave back serves the next one, too (bench-output).

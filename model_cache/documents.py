@@ -30,6 +30,9 @@ from schemas.errors import (
 
 _THREADS = 4
 _CHUNK_BYTES = 1 << 16
+# A host that is started anew is back within a quarter of a minute, most often; a job that waits so long
+# costs less than one that is sent again.
+_WAITS_S = (0.5, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Budget:
     """All together; they are kept in memory."""
     max_s: float
     """All together."""
-    waits_s: tuple[float, ...] = (0.5, 2.0)
+    waits_s: tuple[float, ...] = _WAITS_S
     """Shortest waits between the tries of one, which are one more."""
 
 

@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md, executed."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,15 @@ SOURCES = [
 ]
 
 
-def imported(file: Path) -> set[str]:
+@functools.cache
+def imported(file: Path) -> frozenset[str]:
     found = set[str]()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module.partition(".")[0])
-    return found
+    return frozenset(found)
 
 
 @pytest.mark.parametrize(

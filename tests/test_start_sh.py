@@ -44,8 +44,8 @@ from pathlib import Path
 if sys.argv[1] == "-c":
     os.environ["PYTHONPATH"] = str(Path(__file__).parent / "packages")
     os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
-print(json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd(), "environ": dict(os.environ)}}),
-      flush=True)
+print(json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd(), "environ": dict(os.environ),
+                  "leads": os.getpgrp() == os.getpid()}}), flush=True)
 print("and on stderr", file=sys.stderr)
 if "GO" in os.environ:
     while not Path(os.environ["GO"]).exists():
@@ -137,6 +137,14 @@ def test_a1111_is_the_workers_own_child_and_its_end_is_seen(container: Container
 
     assert seen["running"]
     assert seen["code"] == 7
+
+
+def test_a1111_leads_a_group_of_its_own_so_that_all_that_it_starts_can_be_ended(
+    container: Container,
+) -> None:
+    seen = container.worker()
+
+    assert json.loads(seen["lines"][0])["leads"]
 
 
 def test_a1111s_output_reaches_the_worker(container: Container) -> None:

@@ -39,9 +39,10 @@ from worker.delivery.parcel import Sent
 from worker.delivery.stream import Emit, Stream, joined, parts_of, share_of
 from worker.delivery.wish import Wish, Wishes, limit_bytes
 from worker.generation import check, inputs, kinds, overrides, payload
-from worker.generation.access import Access
+from worker.generation.access import Access, Wear
 from worker.generation.prepare import Preparation, Prepared
 from worker.generation.session import Session
+from worker.generation.upscalers import Upscalers
 from worker.generation.used import used_models
 
 log = logging.getLogger(__name__)
@@ -80,9 +81,9 @@ class Runner:
             client,
             links,
             webui,
-            max_rss_bytes=max_rss_bytes,
-            max_switches=settings.webui.max_switches,
+            wear=Wear(max_rss_bytes, settings.webui.max_switches),
             on_opened=self._preparation.tell_hashes,
+            came_later=Upscalers(cache, links).came_later,
         )
         self._watcher = Watcher(client)
         self._defaults = Defaults()

@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from simulator.webui import catalogue, failure, forge
+from simulator.webui import catalogue, extensions, failure, forge
 from simulator.webui.endpoints import Call, Endpoint, Text, endpoints
 from simulator.webui.failure import HttpError, InvalidRequestError, WebuiError
 from simulator.webui.faults import Fault
@@ -242,7 +242,8 @@ def _schema(program: Program) -> dict[str, Any]:
     schema = catalogue.openapi(controlnet=program.controlnet is not None)
     if program.flags.forge:
         schema["paths"] = forge.paths(schema["paths"])
-    return schema
+    # Not into the catalogue's own, which is kept.
+    return {**schema, "paths": schema["paths"] | extensions.paths(program.flags.extensions)}
 
 
 def _answer(endpoint: Endpoint, call: Call) -> bytes | Text:

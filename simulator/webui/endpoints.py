@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.webui import catalogue, coerce, controlnet_answers, forge
+from simulator.webui import catalogue, coerce, controlnet_answers, extensions, forge
 from simulator.webui.controlnet import ControlNet
 from simulator.webui.failure import WebuiError
 from simulator.webui.program import Program
@@ -68,6 +68,8 @@ def endpoints(program: Program) -> dict[tuple[str, str], Endpoint]:
         _forge(routes, program, api)
     if program.controlnet:
         routes |= _controlnet(program.controlnet)
+    for path in extensions.paths(program.flags.extensions):
+        routes["GET", path] = Endpoint(_plainly(extensions.models), is_protected=False)
     if program.flags.server_stop:
         for name, answer in _endings(program).items():
             routes["POST", f"{api}/server-{name}"] = Endpoint(_plainly(answer))

@@ -1,8 +1,8 @@
-"""Two extensions of which only the page is simulated: ADetailer and ReActor.
+"""Two extensions of which only the page is simulated, ADetailer and ReActor, and the former's list of models.
 
 They are listed with their arguments, which a request may then give, and do nothing to a picture.
 
-Source: Bing-su/adetailer 36189cb, adetailer/ui.py and adetailer/args.py; Gourieff/sd-webui-reactor,
+Source: Bing-su/adetailer 36189cb, adetailer/ui.py, args.py and common.py; Gourieff/sd-webui-reactor,
 scripts/reactor_faceswap.py and reactor_ui/; A1111 1.10.1, modules/scripts.py. Unverified against a live
 server.
 """
@@ -16,6 +16,15 @@ ADETAILER, REACTOR = "adetailer", "reactor"
 NAMES = (ADETAILER, REACTOR)
 
 Fields = dict[str, Any]
+
+MODELS_PATH = "/adetailer/v1/ad_model"
+# Those that ADetailer fetches for itself.
+_MODELS = (
+    *("face_yolov8n.pt", "face_yolov8s.pt", "hand_yolov8n.pt"),
+    *("person_yolov8n-seg.pt", "person_yolov8s-seg.pt", "yolov8x-worldv2.pt"),
+    *("mediapipe_face_full", "mediapipe_face_short", "mediapipe_face_mesh"),
+    "mediapipe_face_mesh_eyes_only",
+)
 
 
 def listed(installed: Sequence[str], scripts: list[str]) -> list[str]:
@@ -32,6 +41,18 @@ def script_info(installed: Sequence[str], upscalers: list[str]) -> list[Fields]:
         for tab in (False, True)
         for name in installed
     ]
+
+
+def paths(installed: Sequence[str]) -> Fields:
+    """Return the part of the API's schema that tells their routes."""
+    answer = {"description": "Successful Response", "content": {"application/json": {"schema": {}}}}
+    told = {"get": {"summary": "Ad Model", "responses": {"200": answer}}}
+    return {MODELS_PATH: told} if ADETAILER in installed else {}
+
+
+def models() -> Fields:
+    """Return what MODELS_PATH answers."""
+    return {"ad_model": list(_MODELS)}
 
 
 def _argument(label: str, value: Any = None, **more: Any) -> Fields:

@@ -24,7 +24,7 @@ from typing import Any
 import requests
 
 from simulator.webui import starts
-from tests.conftest import ROOT, running
+from tests.conftest import ROOT
 from tests.e2e.conftest import World, make_world, started
 
 # In place of A1111's interpreter: the simulator for A1111 itself, Python for whatever else is asked.
@@ -119,7 +119,9 @@ class Container(World):
     def processes(self) -> list[int]:
         """Every process of the worker that is left: itself, A1111, what tells the queue that it lives."""
         found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-        return [pid for pid in found if not has_ended(pid) and _session_of(pid) == self.worker.pid]
+        # The first A1111 has a session of its own.
+        sessions = {self.worker.pid, *self.webui_pids}
+        return [pid for pid in found if not has_ended(pid) and _session_of(pid) in sessions]
 
     @property
     def private(self) -> list[Path]:
@@ -142,11 +144,9 @@ def make_container(
         yield made
 
 
-@contextlib.contextmanager
-def hasty_world(folder: Path) -> Iterator[World]:
+def hasty_world(folder: Path) -> contextlib.AbstractContextManager[World]:
     """Start what is round a worker, with a queue that gives a dead worker's job away after 6 s."""
-    with make_world(folder) as world, running("queue", "--time-scale", 5) as queue:
-        yield dataclasses.replace(world, queue=queue, env=queue.get("/simulator/env"))
+    return make_world(folder, "--time-scale", 5)
 
 
 @contextlib.contextmanager

@@ -207,6 +207,28 @@ def test_a_cancelled_job_waits_for_no_host(url: str) -> None:
     timer.join()
 
 
+def test_a_job_that_is_cancelled_between_two_tries_does_not_wait_for_the_next(
+    model_hub: Hub, url: str
+) -> None:
+    model_hub.spoil(status=503, times=-1)
+    cancelled = threading.Event()
+    timer = threading.Timer(0.2, cancelled.set)
+    timer.start()
+    started = time.monotonic()
+
+    with pytest.raises(JobCancelledError):
+        fetched({"mask": url}, budget=Budget(1000, 60), cancelled=cancelled)
+    assert time.monotonic() - started < 0.45
+    timer.join()
+
+
+def test_a_host_that_is_started_anew_has_as_long_as_that_takes() -> None:
+    waits_s = Budget(max_bytes=1000, max_s=60).waits_s
+
+    assert 10 < sum(waits_s) < 20
+    assert list(waits_s) == sorted(waits_s)
+
+
 def test_one_failure_ends_the_wait_for_the_others(model_hub: Hub, url: str) -> None:
     model_hub.spoil(delay_s=60, path="/slow")
     started = time.monotonic()

@@ -52,18 +52,28 @@ class WebuiProcess:
             self._reader.start()
 
     def exit_code(self) -> int | None:
-        """Return the exit code, negative for a signal, or None while it runs."""
+        """Return the exit code, negative for a signal, or None while it runs.
+
+        What it started and left behind ends with it: a helper of an extension, or a process of its own
+        that holds the GPU's memory, which the next A1111 needs.
+        """
         with self._lock:
             if self._code is None:
                 try:
-                    pid, status = os.waitpid(self.pid, os.WNOHANG)
+                    self._code = self._reaped()
                 except ChildProcessError:
                     self._code = -1  # reaped by somebody else: ended, how is not known
-                else:
-                    self._code = os.waitstatus_to_exitcode(status) if pid else None
                 if self._child is not None:
                     self._child.returncode = self._code
             return self._code
+
+    def _reaped(self) -> int | None:
+        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        # Before its number is given back: from then on it may be that of strangers.
+        self._signal(signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
 
     def wait(self) -> int:
         """Wait for its end and return the exit code."""
@@ -89,7 +99,10 @@ class WebuiProcess:
             return None
 
     def stop(self, grace_s: float) -> None:
-        """End it: SIGTERM, then SIGKILL after `grace_s` seconds. Does nothing if it has ended."""
+        """End it and what it started: SIGTERM, then SIGKILL after `grace_s` seconds.
+
+        Does nothing if it has ended.
+        """
         for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
             if self.exit_code() is not None:
                 return
@@ -102,7 +115,14 @@ class WebuiProcess:
         # Another thread may see its end meanwhile, after which the number means nobody, or another.
         with self._lock:
             if self._code is None:
-                os.kill(self.pid, number)
+                self._signal(number)
+
+    def _signal(self, number: int) -> None:
+        """Signal its group if it leads one; ours, in which another parent may have left it, never."""
+        if os.getpgid(self.pid) == self.pid:
+            os.killpg(self.pid, number)
+        else:
+            os.kill(self.pid, number)
 
     def _pass_on(self, output: IO[bytes]) -> None:
         lines, limit = Lines(), Limit()
@@ -143,6 +163,8 @@ def spawn(argv: list[str], cwd: Path) -> WebuiProcess:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        process_group=0,  # Ctrl-C is for the worker, which ends its child when the job has stopped.
+        # What it starts ends with it; and Ctrl-C is for the worker, which ends its child when the job
+        # has stopped.
+        process_group=0,
     )
     return WebuiProcess(child.pid, child.stdout, child)

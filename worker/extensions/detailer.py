@@ -2,8 +2,8 @@
 
     {"alwayson_scripts": {"ADetailer": {"args": [true, false, {"ad_model": "face_yolov8n.pt"}]}}}
 
-It looks up models and makes pictures by itself, behind every check of the request. An argument that it does
-not know turns all of them off: the picture is answered as it was, with status 200.
+It looks up models and makes pictures by itself, behind every check of the request. An argument or a model
+that it does not know turns all of them off: the picture is answered as it was, with status 200.
 
 Source: Bing-su/adetailer 36189cb, adetailer/args.py, adetailer/ui.py and scripts/!adetailer.py; unverified
 against a live server.
@@ -18,6 +18,8 @@ from worker.child.parser import require_readable
 from worker.extensions.arguments import Arguments, require_count, unfit
 
 SCRIPT = "adetailer"
+MODELS_ROUTE = "/adetailer/v1/ad_model"
+NO_MODEL = "None"
 _PROMPTS = ("ad_prompt", "ad_negative_prompt")
 _NAMES = (
     *("ad_model", "ad_model_classes", "ad_checkpoint", "ad_vae", "ad_sampler", "ad_scheduler"),
@@ -72,6 +74,22 @@ def _unit(given: Mapping[str, Any]) -> dict[str, Any]:
         _ALIASES.get(name, name): value
         for name, value in given.items()
         if value is not None and name != _OF_THE_PAGE
+    }
+
+
+def models(arguments: Sequence[Any]) -> dict[int, str]:
+    """Return the model of each unit that is on, by its place; they are `require_permitted`.
+
+    Source: as above, is_ad_enabled of the script, need_skip of the arguments.
+    """
+    if arguments[0] is False:
+        return {}
+    return {
+        index: unit["ad_model"]
+        for index, unit in enumerate(arguments)
+        if isinstance(unit, dict)
+        and unit.get("ad_tab_enable", True)
+        and unit.get("ad_model", NO_MODEL) != NO_MODEL
     }
 
 

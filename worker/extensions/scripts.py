@@ -120,6 +120,21 @@ def pictures(entries: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
+def detectors(entries: Mapping[str, Any], limits: JobSettings) -> dict[str, str]:
+    """Return the models that ADetailer is to look with, by their paths in the request.
+
+    Args:
+        entries: `alwayson_scripts`, which `checked` has passed.
+        limits: which scripts get what they are sent.
+    """
+    return {
+        f"alwayson_scripts.{name}.args[{index}].ad_model": model
+        for name, arguments in _given(entries, detailer.SCRIPT)
+        if name.lower() not in _added(limits)
+        for index, model in detailer.models(arguments).items()
+    }
+
+
 def respelled(
     entries: Mapping[str, Any], found: Mapping[str, str], limits: JobSettings
 ) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Who may ask A1111, and when: not before it answers, and one at a time for what occupies it.
 
-Knows nothing of what is asked. Safe to use from several threads.
+Knows of what is asked only that A1111 may have been started too early for it. Safe to use from several threads.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from threading import Event, Lock
 from typing import TypeVar
 
@@ -17,10 +18,24 @@ from schemas.errors import (
 from worker.child.client import WebuiClient
 from worker.child.links import LinkFolder
 from worker.child.webui import Webui
+from worker.generation.catalog import UnlistedError
 from worker.generation.line import Line
 from worker.generation.session import Session
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Wear:
+    """When A1111 is replaced between two jobs; None: never."""
+
+    max_rss_bytes: int | None = None
+    """More memory than this is too much."""
+    max_switches: int | None = None
+    """How many checkpoints it may load."""
+
+
+_NO_WEAR = Wear()
 
 
 class Access:
@@ -30,9 +45,9 @@ class Access:
         client: the way to A1111.
         links: the folder of models that it is shown.
         webui: tells whether it can be asked, and replaces it.
-        max_rss_bytes: memory of A1111 above which it is replaced between two jobs.
-        max_switches: how many checkpoints it may load before that; None: any number.
+        wear: when it is replaced between two jobs.
         on_opened: called when a new process can be asked, before it is.
+        came_later: tells whether an upscaler came after a start of A1111; see `Upscalers`.
     """
 
     def __init__(
@@ -41,16 +56,16 @@ class Access:
         links: LinkFolder,
         webui: Webui,
         *,
-        max_rss_bytes: int | None = None,
-        max_switches: int | None = None,
+        wear: Wear = _NO_WEAR,
         on_opened: Callable[[], None] = lambda: None,
+        came_later: Callable[[str, float], bool] = lambda _name, _started: False,
     ) -> None:
         self._client = client
         self._links = links
         self._webui = webui
-        self._max_rss_bytes = max_rss_bytes
-        self._max_switches = max_switches
+        self._wear = wear
         self._on_opened = on_opened
+        self._came_later = came_later
         self.line = Line()
         """Of those who want its one place."""
         self._opening = Lock()
@@ -60,12 +75,24 @@ class Access:
         """Do what only asks A1111, once more if its process ends meanwhile.
 
         What is not plain, as a caller's own words are in it, is not asked again of the next process
-        where this one stood still at it.
+        where this one stood still at it. Where it wants an upscaler that came after A1111 started, A1111
+        is started again between two jobs: so not to be called in a `turn`.
 
         Raises:
             JobCancelledError: `cancelled` was set while A1111 was starting.
             WorkerError: A1111 does not answer, or what `work` raised.
         """
+        life = self._webui.ready(cancelled)
+        try:
+            return self._asked(cancelled, work, is_plain=is_plain)
+        except UnlistedError as error:
+            if not self._came_later(error.name, life.started):
+                raise
+            with self.turn(cancelled):
+                self._webui.replace(life, f"the upscaler {error.name} came after it had started")
+        return self._asked(cancelled, work, is_plain=is_plain)
+
+    def _asked(self, cancelled: Event, work: Callable[[Session], T], *, is_plain: bool) -> T:
         for is_last in (False, True):
             life = self._webui.ready(cancelled)
             try:
@@ -130,9 +157,10 @@ class Access:
         """Replace A1111 between two jobs if it has become too large, or loaded too much."""
         process = session.life.process
         rss_bytes = (process.rss_bytes() if process is not None else None) or 0
-        if self._max_rss_bytes is not None and rss_bytes > self._max_rss_bytes:
+        wear = self._wear
+        if wear.max_rss_bytes is not None and rss_bytes > wear.max_rss_bytes:
             self.replace(session, f"it occupies {rss_bytes / 1e9:.1f} GB")
-        elif self._max_switches is not None and session.switches >= self._max_switches:
+        elif wear.max_switches is not None and session.switches >= wear.max_switches:
             self.replace(session, f"it loaded {session.switches} checkpoints")
 
     def _is_occupied(self, error: WorkerError) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from schemas.errors import InvalidInputError, shown
 from schemas.job import Generation, Img2Img, Txt2Img
 from worker.child.client import WebuiClient
+from worker.extensions.detailer import MODELS_ROUTE
 
 SAME_SAMPLER = "Use same sampler"
 SAME_SCHEDULER = "Use same scheduler"
@@ -23,6 +24,16 @@ MAX_STYLES = 100
 
 # From here on two names look alike; below, ADetailer is near to Hypertile.
 _CLOSE = 0.6
+
+
+class UnlistedError(InvalidInputError):
+    """There is no such upscaler, by what A1111 found when it started: it looks for them only then.
+
+    Source: A1111 1.10.1, modules/initialize.py, initialize_rest, calls modelloader.load_upscalers, and
+    nothing else does; no route reloads them.
+    """
+
+    name = ""
 
 
 class Catalog:
@@ -49,7 +60,7 @@ class Catalog:
         self._scripts(job)
         overrides = job.override_settings
         if upscaler := overrides.get("upscaler_for_img2img"):
-            self._require("override_settings.upscaler_for_img2img", str(upscaler), "upscalers")
+            self.require_upscaler("override_settings.upscaler_for_img2img", str(upscaler))
         if restorer := overrides.get("face_restoration_model"):
             self._require(
                 "override_settings.face_restoration_model", str(restorer), "face-restorers"
@@ -61,12 +72,25 @@ class Catalog:
         self._require("prompt", name, "hypernetworks")
 
     def require_upscaler(self, field: str, name: str) -> None:
-        """Refuse an upscaler that A1111 would fail at, or do without."""
-        self._require(field, name, "upscalers")
+        """Refuse an upscaler that A1111 would fail at, or do without.
+
+        Raises:
+            UnlistedError: it is one.
+        """
+        try:
+            self._require(field, name, "upscalers")
+        except InvalidInputError as error:
+            raise _unlisted(name, error) from None
 
     def require_face_restorer(self, field: str, name: str) -> None:
         """Refuse a face restorer that an extension would do without in silence."""
         self._require(field, name, "face-restorers")
+
+    def require_detector(self, field: str, name: str) -> None:
+        """Refuse a model that ADetailer would do without in silence; it looks for them at its start."""
+        offered = list(map(str, self._list(MODELS_ROUTE)["ad_model"]))
+        if name not in offered:
+            raise _unknown(field, name, offered)
 
     def arguments(self, *, img2img: bool) -> dict[str, list[dict[str, Any]]]:
         """Return what is told of the arguments of a tab's scripts, by their names in small letters."""
@@ -93,7 +117,8 @@ class Catalog:
         if job.hr_upscaler:
             offered = [*self._names("latent-upscale-modes"), *self._names("upscalers")]
             if job.hr_upscaler not in offered:
-                raise _unknown("hr_upscaler", job.hr_upscaler, offered)
+                error = _unknown("hr_upscaler", job.hr_upscaler, offered)
+                raise _unlisted(job.hr_upscaler, error)
         asked = None if job.hr_scheduler == SAME_SCHEDULER else job.hr_scheduler
         if job.hr_sampler_name and job.hr_sampler_name != SAME_SAMPLER:
             sampler, scheduler = self._split(
@@ -207,6 +232,12 @@ def _require_script(field: str, name: str, offered: list[str]) -> None:
     # Script names are matched in any case (recorded: txt2img_script_matrix).
     if name.lower() not in {script.lower() for script in offered}:
         raise _unknown(field, name, offered)
+
+
+def _unlisted(name: str, error: InvalidInputError) -> UnlistedError:
+    unlisted = UnlistedError(str(error), hint=error.hint, **error.details)
+    unlisted.name = name
+    return unlisted
 
 
 def _unknown(

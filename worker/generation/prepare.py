@@ -241,6 +241,7 @@ class Preparation:
             WorkerError: A1111 does not answer.
         """
         changes = self._changes(job, session)
+        self._detectors(job, session)
         self._controls(job, session)
         return changes
 
@@ -259,6 +260,11 @@ class Preparation:
         offered = session.catalog.arguments(img2img=isinstance(job, Img2Img))
         limits = self._settings.job
         return scripts.checked(job, offered, pictures, limits, self._links.root)
+
+    def _detectors(self, job: Generation, session: Session) -> list[str]:
+        """Refuse a model that ADetailer lacks; see `Session.require_detectors`."""
+        wanted = scripts.detectors(job.alwayson_scripts, self._settings.job)
+        return session.require_detectors(wanted)
 
     def _controls(
         self, job: Generation, session: Session, names: Mapping[str, str] | None = None
@@ -300,11 +306,13 @@ class Preparation:
         for name in tags.hypernetworks:
             session.catalog.require_hypernetwork(name)
         warnings = judge.warnings + _remarks(job, found, names)
+        changes = self._changes(job, session)
+        warnings += self._detectors(job, session)
         controls = self._controls(job, session, names)
         return Prepared(
             job=job,
             chosen=_chosen(found, names),
-            changes=self._changes(job, session) | tags.fields | controls.changes(job),
+            changes=changes | tags.fields | controls.changes(job),
             found=found,
             names=names,
             tagged=tags,

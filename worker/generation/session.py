@@ -16,6 +16,7 @@ from worker.child.client import WebuiClient
 from worker.child.links import LinkFolder
 from worker.child.webui import Life
 from worker.extensions.controlnet import Extension
+from worker.extensions.detailer import MODELS_ROUTE
 from worker.generation import overrides
 from worker.generation.catalog import Catalog
 from worker.generation.payload import Chosen
@@ -81,6 +82,24 @@ class Session:
                 (verb.upper(), path) for path, verbs in paths.items() for verb in verbs
             )
         return (method, path) in self._routes
+
+    def require_detectors(self, wanted: Mapping[str, str]) -> list[str]:
+        """Refuse models that ADetailer does not have; return what a caller should know of them.
+
+        Args:
+            wanted: their names, by the fields of the request.
+
+        Raises:
+            InvalidInputError: it would leave the picture as it is, in silence.
+            WorkerError: A1111 does not answer.
+        """
+        if wanted and not self.offers("GET", MODELS_ROUTE):
+            names = ", ".join(sorted(set(wanted.values())))
+            told = "This ADetailer does not tell which models it has; it leaves a picture as it is"
+            return [f"{told} if it lacks {names}."]
+        for field, name in wanted.items():
+            self.catalog.require_detector(field, name)
+        return []
 
     def shown(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return A1111's `options` as they were before any job, but for its models."""

@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -90,6 +91,57 @@ def test_stopping_a_child_that_has_ended_does_nothing() -> None:
     assert ended.exit_code() == 5
 
 
+# Starts another program that hears no SIGTERM, tells its number, and goes on as it was told.
+STARTER = f"""
+import subprocess, sys, time
+helper = subprocess.Popen([sys.executable, "-c", {STUBBORN!r}], stdout=subprocess.PIPE)
+helper.stdout.readline()
+print(helper.pid, flush=True)
+"""
+
+
+def helper_of(starter: WebuiProcess) -> int:
+    while not starter.last_lines():
+        time.sleep(0.01)
+    return int(starter.last_lines())
+
+
+def require_ended(pid: int) -> None:
+    """See that a process has ended, or is but waited for by nobody."""
+    deadline = time.monotonic() + 5
+    stat = Path(f"/proc/{pid}/stat")
+    while stat.exists() and " Z " not in stat.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not stat.exists() or " Z " in stat.read_text()
+
+
+@pytest.mark.parametrize(("then", "code"), [("time.sleep(60)", -15), ("raise SystemExit(3)", 3)])
+def test_what_a_child_started_ends_with_it(then: str, code: int) -> None:
+    starter = child(STARTER + then)
+    helper = helper_of(starter)
+
+    starter.stop(5)
+
+    assert starter.exit_code() == code
+    require_ended(helper)
+
+
+def test_of_a_child_that_leads_no_group_nothing_else_is_signalled() -> None:
+    beside = subprocess.Popen([sys.executable, "-c", FOREVER], stdout=subprocess.PIPE)
+    plain = subprocess.Popen([sys.executable, "-c", FOREVER], stdout=subprocess.PIPE)
+    assert os.getpgid(plain.pid) == os.getpgid(0)
+    assert beside.stdout is not None
+    beside.stdout.readline()
+
+    adopted = WebuiProcess(plain.pid, plain.stdout, plain)
+    adopted.stop(5)
+
+    assert adopted.exit_code() == -15
+    assert beside.poll() is None
+    beside.kill()
+    beside.communicate()
+
+
 @pytest.mark.slow
 def test_a_child_dies_with_its_parent() -> None:
     program = (
@@ -105,8 +157,4 @@ def test_a_child_dies_with_its_parent() -> None:
     parent.kill()
     parent.communicate()
 
-    deadline = time.monotonic() + 5
-    stat = Path(f"/proc/{pid}/stat")
-    while stat.exists() and " Z " not in stat.read_text() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not stat.exists() or " Z " in stat.read_text()
+    require_ended(pid)

@@ -229,6 +229,22 @@ def test_a_job_that_is_done_twice_leaves_its_pictures_once(
     assert base64.b64encode(files[0].read_bytes()).decode() == noise(seed=2)
 
 
+def test_a_cancel_ends_a_delivery_to_the_volume_between_two_pictures(
+    wishes: Callable[..., Wish], caller: Caller, tmp_path: Path
+) -> None:
+    class Written(Event):
+        """Is set as soon as a picture is there."""
+
+        def is_set(self) -> bool:
+            return any(path.stat().st_size for path in tmp_path.rglob("*.part"))
+
+    wish = wishes({"delivery": "volume"}, 10**6)
+
+    with pytest.raises(JobCancelledError, match="written"):
+        send([noise()] * 3, wish, made, replace(caller, cancelled=Written()))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_volume_that_is_gone_is_passed_by_with_a_warning(
     wishes: Callable[..., Wish],
     caller: Caller,

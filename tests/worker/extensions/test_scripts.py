@@ -8,7 +8,7 @@ from schemas.settings import JobSettings
 from simulator.webui import catalogue, extensions
 from tests.parsing import parse
 from tests.worker.calling import picture
-from worker.extensions.scripts import checked, respelled
+from worker.extensions.scripts import checked, detectors, respelled
 
 LIMITS = JobSettings()
 INFO = [
@@ -406,3 +406,4 @@ def test_the_setting_takes_away_the_checks_of_the_others() -> None:
 
     assert respelled(sent, {}, limits) == sent
     assert settled({"alwayson_scripts": sent}, limits=limits) == {}
+    assert detectors({"ADetailer": {"args": [{"ad_model": "own.pt"}]}}, limits) == {}

@@ -5,6 +5,7 @@ import contextlib
 import io
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +17,16 @@ import requests
 from PIL import Image
 
 from model_cache.cache import ModelCache
-from schemas.errors import BackendCrashedError, BackendStalledError, JobCancelledError
+from schemas.errors import (
+    BackendCrashedError,
+    BackendStalledError,
+    InvalidInputError,
+    JobCancelledError,
+)
+from schemas.model_ref import Kind
 from schemas.settings import CacheSettings, Settings, WebuiSettings
 from simulator import models as files
+from simulator.pickles import write_pickle
 from tests.conftest import ROOT
 from tests.worker.keeping import kept
 from worker.child.client import WebuiClient
@@ -47,7 +55,7 @@ class World:
         self._argv = [sys.executable, "-m", "simulator", "webui", "--port", str(port)]
         self._argv += ["--models-dir", str(links)]
         settings = Settings(
-            cache=CacheSettings(volume=folder),
+            cache=CacheSettings(volume=folder, allow_pickle=(Kind.UPSCALER,)),
             webui=WebuiSettings(port=port, links=links, stop_s=0.3),
         )
         client = WebuiClient(self.url)
@@ -73,6 +81,10 @@ class World:
     ) -> Any:
         value = {"api": {"method": method, "endpoint": endpoint}, "payload": payload}
         return self.runner.run({"id": "j", "input": value}, cancelled or Event(), lambda _: None)
+
+    def make(self, **fields: Any) -> dict[str, Any]:
+        job = {"prompt": "a", "steps": 1, "width": 64, "height": 64, **fields}
+        return dict(self.runner.run({"id": "j", "input": job}, Event(), lambda _: None))
 
 
 @pytest.fixture
@@ -119,6 +131,54 @@ def test_a_call_that_does_not_end_when_it_is_cancelled_costs_a_restart(world: Wo
 
     assert world.run("POST", EXTRAS, image=picture())["image"]
     assert world.webui.life.number == 2
+
+
+def write_upscaler(folder: Path, name: str) -> None:
+    write_pickle(folder / "models" / "upscalers" / f"{name}.pth", seed=name)
+
+
+def test_an_upscaler_that_came_after_a1111_started_costs_one_restart(
+    world: World, tmp_path: Path
+) -> None:
+    """A1111 looks for upscalers when it starts, and no route makes it look again."""
+    write_upscaler(tmp_path, "4x-Sharp")
+
+    assert world.run("POST", EXTRAS, image=picture(), upscaler_1="4x-Sharp")["image"]
+    hires = {"enable_hr": True, "hr_upscaler": "4x-Sharp", "hr_scale": 2, "denoising_strength": 0.5}
+    assert world.make(**hires)["images"]
+    assert world.webui.restarts == ("the upscaler 4x-Sharp came after it had started",)
+
+
+def test_the_restart_for_an_upscaler_waits_for_the_job_that_is_being_drawn(
+    world: World, tmp_path: Path
+) -> None:
+    requests.post(f"{world.url}/simulator/faults", json={"step_ms": 40}, timeout=5)
+    with ThreadPoolExecutor(1) as threads:
+        drawn = threads.submit(world.make, steps=20)
+        deadline = time.monotonic() + 10
+        while not world.runner.access.line.is_anothers() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        write_upscaler(tmp_path, "4x-Sharp")
+
+        world.run("POST", EXTRAS, image=picture(), upscaler_1="4x-Sharp")
+
+        assert drawn.result()["images"]
+    assert len(world.webui.restarts) == 1
+
+
+def test_an_upscaler_that_a1111_does_not_list_is_refused_and_costs_no_restart_after_the_first(
+    world: World, tmp_path: Path
+) -> None:
+    # A1111 looks for .pt and .pth.
+    files.write_upscaler(tmp_path / "models" / "upscalers" / "odd.safetensors", seed="odd")
+
+    for _ in range(2):
+        with pytest.raises(InvalidInputError, match="knows no 'odd'"):
+            world.run("POST", EXTRAS, image=picture(), upscaler_1="odd")
+    with pytest.raises(InvalidInputError, match=r"knows no '\.\./none'"):
+        world.run("POST", EXTRAS, image=picture(), upscaler_1="../none")
+
+    assert len(world.webui.restarts) == 1
 
 
 def test_silence_while_another_job_has_its_turn_costs_no_restart(

@@ -1,0 +1,1 @@
+"""What can be set, by the part of the worker that gets it; `schemas.settings` reads it."""
