@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,10 @@ import hypothesis
 import pytest
 import requests
 
+from tests.forks import Forked, Nursery
+
 ROOT = Path(__file__).parent.parent
+_NURSERY = Nursery("simulator.webui", "simulator.hub", "simulator.queue")
 PERMITTED = [
     line.partition("  # ")[0]
     for line in (ROOT / "tests" / "skips.txt").read_text().splitlines()
@@ -70,7 +72,7 @@ class Simulator:
     """A simulator that runs as a process of its own."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
 
     def get(self, path: str) -> Any:
         return requests.get(self.url + path, timeout=10).json()
@@ -91,17 +93,8 @@ def running(*argv: object) -> Iterator[Simulator]:
     It is not traced for coverage: tests/contract and tests/simulator have its code in their own
     process, and here it would take its time from what is tested.
     """
-    traced = {"COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "simulator", *map(str, argv), "--port", "0"],
-        cwd=ROOT,
-        env={name: text for name, text in os.environ.items() if name not in traced},  # noqa: TID251 - a child's PATH
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
+    process = _NURSERY.start("simulator", *map(str, argv), "--port", "0")
     try:
-        assert process.stdout is not None
         yield Simulator(json.loads(process.stdout.readline())["url"], process)
     finally:
         process.kill()

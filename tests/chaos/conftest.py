@@ -25,10 +25,14 @@ from tests.chaos import hosts
 from tests.chaos.soundness import require_sound
 from tests.chaos.worker import Order, Pace
 from tests.conftest import ROOT
+from tests.forks import Forked, Nursery
 from tests.model_cache.conftest import Hub, Shelf, shelf_on
 
 T = TypeVar("T")
 MIB = 1 << 20
+SECRET = "planted-secret"
+# What a worker imports; what goes wrong in it is put in place by itself.
+_NURSERY = Nursery("model_cache.cache", "tests.chaos.attributes", "tests.chaos.syscalls")
 
 
 @dataclass
@@ -109,7 +113,7 @@ class Model:
 class Worker:
     """A process that ensures models."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
     is_inside: bool = False
     """The process is `nsenter`, and its child the worker."""
 
@@ -154,7 +158,9 @@ class Worker:
     def wait(self) -> int:
         """Let it finish what it was told, end, and say how."""
         self.process.communicate()
-        return self.process.returncode
+        code = self.process.returncode
+        assert code is not None
+        return code
 
 
 @dataclass
@@ -189,13 +195,9 @@ class World:
         return begun
 
     def _begun(self, argument: str) -> Worker:
-        inside = next(self.homes)
-        process = subprocess.Popen(
-            [*inside, sys.executable, "-m", "tests.chaos.worker", argument],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        inside, module = next(self.homes), "tests.chaos.worker"
+        process = (
+            _begun_inside(inside, module, argument) if inside else _NURSERY.start(module, argument)
         )
         worker = Worker(process, is_inside=bool(inside))
         self.workers.callback(self._end, worker)
@@ -236,6 +238,17 @@ class World:
         require_sound(self.volume, self.hub.root)
 
 
+def _begun_inside(inside: Sequence[str], module: str, argument: str) -> "subprocess.Popen[str]":
+    """Start a worker on a host; it imports all by itself, as nothing else runs there."""
+    return subprocess.Popen(
+        [*inside, sys.executable, "-m", module, argument],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 def wait_until(is_so: Callable[[], bool], at_most_s: float = 30.0) -> float:
     """Return how many seconds it took until something was so."""
     start = time.monotonic()
@@ -270,6 +283,20 @@ def world(tmp_path: Path) -> Iterator[World]:
     volume.mkdir()
     with make_world(tmp_path, volume) as made:
         yield made
+
+
+@pytest.fixture
+def shelf(world: World) -> Iterator[Shelf]:
+    """The volume, opened here; for its store the host of models is every host."""
+    shelf = world.shelf(
+        hf_endpoint=world.hub.url,
+        civitai_endpoint=world.hub.url,
+        hf_token=SECRET,
+        civitai_token=SECRET,
+        stall_s=0.6,
+    )
+    yield shelf
+    shelf.cache.close()
 
 
 @pytest.fixture

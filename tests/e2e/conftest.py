@@ -18,8 +18,22 @@ from simulator import models
 from tests.conftest import ROOT, Simulator, running
 
 
+class Places:
+    """Where a worker's files are, all below one folder."""
+
+    folder: Path
+
+    @property
+    def volume(self) -> Path:
+        return self.folder / "volume"
+
+    @property
+    def links(self) -> Path:
+        return self.folder / "links"
+
+
 @dataclass
-class World:
+class World(Places):
     """What is round a worker: queue and model hosts, as processes, and the folders it is given."""
 
     queue: Simulator
@@ -32,14 +46,6 @@ class World:
     def files(self) -> Path:
         """What the hub serves."""
         return self.folder / "hub"
-
-    @property
-    def volume(self) -> Path:
-        return self.folder / "volume"
-
-    @property
-    def links(self) -> Path:
-        return self.folder / "links"
 
     @property
     def log(self) -> Path:
@@ -131,7 +137,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @contextlib.contextmanager
-def make_world(folder: Path) -> Iterator[World]:
+def make_world(folder: Path, *queue_flags: object) -> Iterator[World]:
     """Start what is round a worker; an empty volume, three models on the hub."""
     files = folder / "hub"
     digests = {
@@ -140,7 +146,8 @@ def make_world(folder: Path) -> Iterator[World]:
         "lora": models.write_lora(files / "model.safetensors", seed="m"),
     }
     (folder / "volume").mkdir()
-    with running("queue", "--hold-s", 2) as queue, running("hub", "--root", files) as hub:
+    flags = queue_flags or ("--hold-s", 2)
+    with running("queue", *flags) as queue, running("hub", "--root", files) as hub:
         yield World(queue, hub, folder, queue.get("/simulator/env"), digests)
 
 

@@ -1,4 +1,4 @@
-"""Progress, cancel, shutdown and the local ways to run the worker, as real processes."""
+"""The local ways to run the worker, and starts that fail, as real processes."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +15,31 @@ import pytest
 import requests
 
 from tests.conftest import ROOT
-from tests.e2e.conftest import Stack, make_stack
 
 pytestmark = pytest.mark.slow
-
-SLOW = {"prompt": "a cat", "steps": 60, "width": 64, "height": 64}  # three seconds and more
-CHECKPOINT = "Deliberate_v6.safetensors"
-
-
-@pytest.fixture(scope="module")
-def slow_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with make_stack(tmp_path_factory.mktemp("slow"), "--step-ms", 50) as made:
-        url = f"{made.hub.url}/{CHECKPOINT}"
-        assert made.runsync({"steps": 1, "checkpoint": {"name": "c", "url": url}})["output"]
-        yield made
-
-
-def test_progress_is_seen_while_the_job_runs_and_none_after_it(slow_stack: Stack) -> None:
-    job_id = slow_stack.run(SLOW)
-    seen = []
-    while (job := slow_stack.status(job_id))["status"] in {"IN_QUEUE", "IN_PROGRESS"}:
-        if isinstance(job.get("output"), dict):
-            seen.append(job["output"]["percent"])
-        time.sleep(0.1)
-
-    assert job["status"] == "COMPLETED"
-    assert seen == sorted(seen)
-    assert len(set(seen)) >= 2
-    assert slow_stack.queue.get("/simulator/journal")["late"] == []
 
 
 def plain_environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}  # noqa: TID251 - a child's PATH
 
 
-def test_a_local_test_draws_the_picture_of_test_input(tmp_path: Path) -> None:
-    (tmp_path / "test_input.json").write_bytes((ROOT / "test_input.json").read_bytes())
-
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "rp_handler.py")],
-        cwd=tmp_path,
-        env=plain_environment(),
+def ended(*argv: str, folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the worker in `folder` to its end."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "rp_handler.py"), *argv],
+        cwd=folder,
+        env=plain_environment(**environment),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+def test_a_local_test_draws_the_picture_of_test_input(tmp_path: Path) -> None:
+    (tmp_path / "test_input.json").write_bytes((ROOT / "test_input.json").read_bytes())
+
+    done = ended(folder=tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert "SIMULATED" in done.stderr
@@ -106,15 +84,7 @@ def test_a_local_run_that_is_ended_is_waited_for_and_leaves_nothing(tmp_path: Pa
 def test_a_failed_local_test_exits_with_its_error(
     tmp_path: Path, argument: str, words: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "rp_handler.py"), "--test_input", argument],
-        cwd=tmp_path,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = ended("--test_input", argument, folder=tmp_path)
 
     assert done.returncode == 1
     assert words in done.stdout + done.stderr
@@ -122,14 +92,7 @@ def test_a_failed_local_test_exits_with_its_error(
 
 
 def test_wrong_settings_are_told_and_end_the_start() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "rp_handler.py")],
-        env=plain_environment(A1111_CACHE_STAL_S="1", A1111_WEBUI_PORT="x"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = ended(folder=ROOT, A1111_CACHE_STAL_S="1", A1111_WEBUI_PORT="x")
 
     assert done.returncode == 78
     assert "A1111_CACHE_STAL_S: " in done.stderr
@@ -138,18 +101,12 @@ def test_wrong_settings_are_told_and_end_the_start() -> None:
 
 
 def test_no_webui_on_a_worker_is_an_exit_with_a_clear_message(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "rp_handler.py")],
-        env=plain_environment(
-            A1111_WEBUI_PORT="9",
-            A1111_WEBUI_READY_TIMEOUT_S="1",
-            A1111_WEBUI_LINKS=str(tmp_path / "links"),
-            A1111_CACHE_VOLUME=str(tmp_path),
-        ),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    done = ended(
+        folder=ROOT,
+        A1111_WEBUI_PORT="9",
+        A1111_WEBUI_READY_TIMEOUT_S="1",
+        A1111_WEBUI_LINKS=str(tmp_path / "links"),
+        A1111_CACHE_VOLUME=str(tmp_path),
     )
 
     assert done.returncode == 1

@@ -229,7 +229,9 @@ def test_a_checkpoint_that_goes_while_it_is_loaded_spoils_no_later_picture(
     container = wearing.container
     gone = container.volume / "models" / "checkpoints" / "gone.safetensors"
     models.write_checkpoint(gone, seed="gone")
-    wearing.require_right(container.run(GOOD))
+    # The 200 MB of the last case may have worn A1111 out: the second job is the next one's then.
+    for _ in range(2):
+        wearing.require_right(container.run(GOOD))
     container.faults(faults=struck("stall", "loading"))
     job_id, second = container.run({**GOOD, "checkpoint": "gone"}), container.run(GOOD)
     container.until(lambda: "status" not in container.sent()[-1], "A1111 is asked for a picture")

@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import time
 from typing import Any, get_args
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from simulator import models
 from tests.e2e.conftest import Stack
@@ -60,6 +62,23 @@ def test_timings_add_up(stack: Stack) -> None:
     assert parts == pytest.approx(timings["total_s"], abs=1e-9)
     assert timings["images_per_s"] == pytest.approx(1 / timings["generate_s"], abs=0.001)
     assert timings.keys() == {*get_args(Slice), "total_s", "images_per_s"}
+
+
+def test_progress_is_seen_while_the_job_runs_and_none_after_it(stack: Stack) -> None:
+    done(stack.runsync(stack.request(steps=1)))
+    stack.webui.post("/simulator/faults", {"step_ms": 50})
+    job_id = stack.run({"prompt": "a cat", "steps": 60, "width": 64, "height": 64})
+    seen = []
+    while (job := stack.status(job_id))["status"] in {"IN_QUEUE", "IN_PROGRESS"}:
+        if isinstance(job.get("output"), dict):
+            seen.append(job["output"]["percent"])
+        time.sleep(0.1)
+    stack.webui.post("/simulator/faults", {"step_ms": 0})
+
+    assert job["status"] == "COMPLETED"
+    assert seen == sorted(seen)
+    assert len(set(seen)) >= 2
+    assert stack.queue.get("/simulator/journal")["late"] == []
 
 
 def test_a_request_without_a_checkpoint_gets_the_only_one(stack: Stack) -> None:
@@ -168,6 +187,47 @@ def test_commands_of_the_older_workers_are_jobs(stack: Stack) -> None:
     assert {"loaded", "synced"} <= names
     outside = {"source_url": url, "download_path": "/etc/loaded"}
     assert failed(call("download", outside), "INVALID_INPUT")["details"]["field"] == "download_path"
+
+
+LIMITS = {"run": 10_000_000, "runsync": 20_000_000}
+# As much as Pillow reads of a compressed chunk (PngImagePlugin.MAX_TEXT_CHUNK), in words that A1111's
+# reader of infotexts gets over soon (worker/api/callcheck.py).
+_TEXT = 62_500 * "fifteen letters."
+
+
+def reading(chars: int) -> dict[str, Any]:
+    """Return a job whose answer grows by a byte with each of so many characters."""
+    info = PngInfo()
+    for start in range(0, max(LIMITS.values()), len(_TEXT)):
+        info.add_itxt(f"{start:08}", _TEXT[: max(0, chars - start)], zip=True)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    image = base64.b64encode(file.getvalue()).decode()
+    return {"api": {"method": "POST", "endpoint": "png-info"}, "payload": {"image": image}}
+
+
+@pytest.mark.parametrize("route", LIMITS)
+def test_a_result_exactly_at_the_limit_arrives_and_one_byte_more_is_told(
+    stack: Stack, route: str
+) -> None:
+    def answered(chars: int) -> dict[str, Any]:
+        if route == "runsync":
+            return stack.runsync(reading(chars))
+        return stack.wait(stack.run(reading(chars)), "COMPLETED", "FAILED", within_s=60)
+
+    def travelled(job: dict[str, Any]) -> int:
+        return len(json.dumps({"output": job["output"]}, ensure_ascii=False).encode())
+
+    limit = LIMITS[route]
+    chars = limit - travelled(answered(0))
+
+    at_the_limit, over = answered(chars), answered(chars + 1)
+
+    assert at_the_limit["status"] == "COMPLETED", at_the_limit["error"]
+    assert travelled(at_the_limit) == limit
+    assert over["error"].startswith("OUTPUT_TOO_LARGE: ")
+    assert over["output"]["details"]["size_bytes"] == limit + 1
+    assert stack.queue.get("/simulator/journal")["violations"] == []
 
 
 def test_after_all_bad_jobs_the_same_worker_serves_the_next(stack: Stack) -> None:

@@ -21,14 +21,12 @@ from typing import Any
 import pytest
 import requests
 from PIL import Image, ImageChops, ImageStat
-from PIL.PngImagePlugin import PngInfo
 
 from schemas.errors import BackendFailedError, InvalidInputError
 from schemas.settings import OutputSettings
 from simulator import models as files
 from tests.chaos import syscalls
 from tests.conftest import Simulator, running
-from tests.e2e.conftest import Stack, make_stack
 from tests.worker.calling import World, make_world, write_models
 from tests.worker.stores import KEY, SECRET, proxied, rclone, rclone_serving, refusing
 from worker.local import saving as local
@@ -433,51 +431,3 @@ def nearest(picture: Image.Image, originals: list[Image.Image]) -> int:
         return sum(ImageStat.Stat(ImageChops.difference(picture, original)).mean)
 
     return min(range(len(originals)), key=distance)
-
-
-LIMITS = {"run": 10_000_000, "runsync": 20_000_000}
-# As much as Pillow reads of a compressed chunk (PngImagePlugin.MAX_TEXT_CHUNK), in words that A1111's
-# reader of infotexts gets over soon (worker/api/callcheck.py).
-_TEXT = 62_500 * "fifteen letters."
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A worker under the real SDK loop, and a queue with RunPod's own limits."""
-    with make_stack(tmp_path_factory.mktemp("limits")) as made:
-        yield made
-
-
-def reading(chars: int) -> dict[str, Any]:
-    """Return a job whose answer grows by a byte with each of so many characters."""
-    info = PngInfo()
-    for start in range(0, max(LIMITS.values()), len(_TEXT)):
-        info.add_itxt(f"{start:08}", _TEXT[: max(0, chars - start)], zip=True)
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
-    image = base64.b64encode(file.getvalue()).decode()
-    return {"api": {"method": "POST", "endpoint": "png-info"}, "payload": {"image": image}}
-
-
-@pytest.mark.parametrize("route", LIMITS)
-def test_a_result_exactly_at_the_limit_arrives_and_one_byte_more_is_told(
-    whole: Stack, route: str
-) -> None:
-    def answered(chars: int) -> dict[str, Any]:
-        if route == "runsync":
-            return whole.runsync(reading(chars))
-        return whole.wait(whole.run(reading(chars)), "COMPLETED", "FAILED", within_s=60)
-
-    def travelled(job: dict[str, Any]) -> int:
-        return len(json.dumps({"output": job["output"]}, ensure_ascii=False).encode())
-
-    limit = LIMITS[route]
-    chars = limit - travelled(answered(0))
-
-    at_the_limit, over = answered(chars), answered(chars + 1)
-
-    assert at_the_limit["status"] == "COMPLETED", at_the_limit["error"]
-    assert travelled(at_the_limit) == limit
-    assert over["error"].startswith("OUTPUT_TOO_LARGE: ")
-    assert over["output"]["details"]["size_bytes"] == limit + 1
-    assert whole.queue.get("/simulator/journal")["violations"] == []

@@ -285,6 +285,10 @@ def stopped(relay: Relay, stage: Stage) -> None:
     container.cancel(waiting)
 
 
+# Where the worker that follows a killed one is stopped: its A1111 has loaded what the first one was at.
+FETCHING, LOADING, SAMPLING = STAGES
+AFTER = [FETCHING, SAMPLING, LOADING]
+
 Turns = dict[tuple[str, str], Future[None]]
 
 
@@ -293,15 +297,15 @@ def relays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Turns]:
     """What becomes of many workers, of three queues, beside the other tests: they wait, mostly."""
     begun: Turns = {}
     with ExitStack() as stack:
-        for act, stages in ((killed, STAGES[:1]), (killed, STAGES[1:]), (stopped, STAGES)):
-            folder = tmp_path_factory.mktemp(act.__name__)
+        for first, second in zip(STAGES, AFTER, strict=True):
+            folder = tmp_path_factory.mktemp(first.name)
             world = stack.enter_context(hasty_world(folder))
             write_models(world)
             relay = Relay(world, stack.enter_context(ExitStack()))
             turns = ThreadPoolExecutor(1)
             stack.callback(turns.shutdown, cancel_futures=True)
-            for stage in stages:
-                begun[act.__name__, stage.name] = turns.submit(act, relay, stage)
+            begun["killed", first.name] = turns.submit(killed, relay, first)
+            begun["stopped", second.name] = turns.submit(stopped, relay, second)
             begun["answers", folder.name] = turns.submit(require_answers, world)
         yield begun
 

@@ -16,6 +16,7 @@ from schemas.model_ref import Kind
 from schemas.settings import CacheSettings, JobSettings, Settings, WebuiSettings
 from simulator import models as files
 from tests.conftest import Simulator, running
+from tests.e2e.conftest import Places
 from tests.worker.keeping import kept
 from worker.child.client import WebuiClient
 from worker.machine.preflight import OPTIONS
@@ -26,21 +27,13 @@ _ASKED = ("/txt2img", "/img2img")
 
 
 @dataclass
-class Worker:
+class Worker(Places):
     """The handler that the SDK calls; only what A1111 and a private host received tells the truth."""
 
     jobs: Jobs
     webui: Simulator
     private: Simulator
     folder: Path
-
-    @property
-    def volume(self) -> Path:
-        return self.folder / "volume"
-
-    @property
-    def links(self) -> Path:
-        return self.folder / "links"
 
     @property
     def data(self) -> Path:

@@ -166,16 +166,16 @@ def test_a_view_that_was_refused_is_tried_again(volume: Path) -> None:
 def test_five_thousand_models_are_written_in_a_moment(volume: Path) -> None:
     models.write_lora(volume / "models/loras/x.safetensors", seed="a")
     status = (volume / "models/loras/x.safetensors").stat()
-    manifest = manifests.new(SHA, status, "https://h/detail", "sdxl", "alias")
     folder = volume / "models/loras"
     paths = [folder / f"{number}.safetensors" for number in range(5000)]
-    seen = Inventory(
-        volume,
-        {
-            path: Found(Kind.LORA, path, folder, True, status, manifest, home=volume)
-            for path in paths
-        },
-    )
+
+    def found(number: int) -> Found:
+        manifest = manifests.new(
+            f"{number:04x}" * 16, status, f"https://h/{number}", "sdxl", "alias"
+        )
+        return Found(Kind.LORA, paths[number], folder, True, status, manifest, home=volume)
+
+    seen = Inventory(volume, {path: found(number) for number, path in enumerate(paths)})
     history = {path: Use(1.0, 1) for path in paths}
 
     start = time.process_time()

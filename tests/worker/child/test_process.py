@@ -115,14 +115,21 @@ def require_ended(pid: int) -> None:
     assert not stat.exists() or " Z " in stat.read_text()
 
 
-@pytest.mark.parametrize(("then", "code"), [("time.sleep(60)", -15), ("raise SystemExit(3)", 3)])
-def test_what_a_child_started_ends_with_it(then: str, code: int) -> None:
-    starter = child(STARTER + then)
+def test_what_a_child_started_is_stopped_with_it() -> None:
+    starter = child(STARTER + "time.sleep(60)")
     helper = helper_of(starter)
 
     starter.stop(5)
 
-    assert starter.exit_code() == code
+    assert starter.exit_code() == -15
+    require_ended(helper)
+
+
+def test_what_a_child_left_behind_ends_when_its_end_is_seen() -> None:
+    starter = child(STARTER + "raise SystemExit(3)")
+    helper = helper_of(starter)
+
+    assert starter.wait() == 3
     require_ended(helper)
 
 
