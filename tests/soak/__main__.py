@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ _LOOK_S = 0.1
 # A job may be given away after 6 s, be the victim of a hung A1111 besides, and wait for others.
 _LAST_S = 60.0
 _SHOWN = 20
+_TELL_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,15 @@ def main() -> int:
             for log in Path(folder).glob("worker*/worker.log"):
                 (options.keep / f"{log.parent.name}.log").write_bytes(log.read_bytes())
             (options.keep / "findings.txt").write_text("\n".join(findings))
+    rows = _rows(outcome, findings)
+    overhead = milliseconds(outcome.jobs.overheads_s)
+    print(table(rows))
+    print(
+        f"overhead: {overhead['p50_ms']} ms by the median, p99 {overhead['p99_ms']} ms", flush=True
+    )
     kept = _memory(options)
     findings += [f"wrong: in process: {line}" for line in kept["wrong"]]
+    print("".join(f"{line}\n" for line in findings[:_SHOWN]))
     return _report(options, outcome, kept, findings)
 
 
@@ -111,7 +120,14 @@ def _perform(jobs: Jobs, storm: Storm, options: argparse.Namespace) -> None:
     sent, until_s = 0, options.minutes * 60
     at_once = options.at_once or 2 * options.workers * options.concurrency
     end_s: float | None = None
+    told_s = 0.0
     for now_s in _moments():
+        if now_s >= told_s + _TELL_S:
+            told_s = now_s
+            ended, faults = jobs.statuses.total(), storm.injected.total()
+            print(
+                f"{now_s / 60:.0f} min: {ended} of {sent} jobs ended, {faults} faults", flush=True
+            )
         while end_s is None and sent < options.jobs and jobs.open < at_once:
             jobs.send(sent, now_s)
             sent += 1
@@ -161,29 +177,40 @@ def _memory(options: argparse.Namespace) -> dict[str, Any]:
     return kept
 
 
+def _rows(outcome: Outcome, findings: Sequence[str]) -> list[dict[str, object]]:
+    jobs = outcome.jobs
+    counts = {
+        **{f"jobs {status}": n for status, n in jobs.statuses.items()},
+        **{f"jobs answered by: {manner}": jobs.answered[manner] for manner in MANNERS},
+        **{f"fault: {name}": n for name, n in _faults(outcome).items()},
+        **_counts(findings),
+    }
+    return [{"what": what, "count": count} for what, count in counts.items()]
+
+
+def _faults(outcome: Outcome) -> dict[str, int]:
+    return {
+        **dict(sorted(outcome.storm.injected.items())),
+        "duplicate delivery": sum(end.duplicates for end in outcome.ledger.ends),
+        "cancelled job": outcome.jobs.statuses["CANCELLED"],
+    }
+
+
+def _counts(findings: Sequence[str]) -> dict[str, int]:
+    kinds = Counter(line.partition(":")[0] for line in findings)
+    return {kind: kinds[kind] for kind in ("lost", "duplicated", "wrong", "left")}
+
+
 def _report(
-    options: argparse.Namespace, outcome: Outcome, kept: dict[str, Any], findings: list[str]
+    options: argparse.Namespace, outcome: Outcome, kept: dict[str, Any], findings: Sequence[str]
 ) -> int:
-    storm, jobs = outcome.storm, outcome.jobs
-    counts = {"lost": 0, "duplicated": 0, "wrong": 0, "left": 0}
-    for line in findings:
-        counts[line.partition(":")[0]] += 1
+    """Print what memory grew by, and all of it as a line of JSON; return the exit status."""
+    counts = _counts(findings)
     growth_mb = (kept["late"]["resident_bytes"] - kept["early"]["resident_bytes"]) / 1e6
-    duplicates = sum(end.duplicates for end in outcome.ledger.ends)
-    faults = dict(sorted(storm.injected.items()))
-    faults["duplicate delivery"] = duplicates
-    faults["cancelled job"] = jobs.statuses["CANCELLED"]
-    rows = [{"what": f"jobs {status}", "count": n} for status, n in jobs.statuses.items()]
-    rows += [
-        {"what": f"jobs answered by: {manner}", "count": jobs.answered[manner]}
-        for manner in MANNERS
-    ]
-    rows += [{"what": f"fault: {name}", "count": count} for name, count in faults.items()]
-    rows += [{"what": name, "count": count} for name, count in counts.items()]
     aims = [Aim(name, count, 0) for name, count in counts.items()]
     aims.append(Aim("memory growth MB", growth_mb, GROWTH_LIMIT_MB))
-    print(table(rows))
-    print("".join(f"{line}\n" for line in findings[:_SHOWN]))
+    early, late = kept["early"]["jobs"], kept["late"]["jobs"]
+    print(f"memory: {growth_mb:+.1f} MB from job {early} to job {late}, in process\n")
     print(
         json.dumps(
             {
@@ -191,13 +218,13 @@ def _report(
                 "machine": machine(),
                 "seed": options.seed,
                 "jobs": len(outcome.ledger.asked),
-                "faults": faults,
+                "faults": _faults(outcome),
                 **counts,
-                "overhead": milliseconds(jobs.overheads_s),
+                "overhead": milliseconds(outcome.jobs.overheads_s),
                 "memory_growth_mb": round(growth_mb, 2),
                 "memory": kept | {"wrong": len(kept["wrong"])},
                 "worker_resident_mb": round(outcome.fleet.most_resident_bytes / 1e6, 1),
-                "rows": rows,
+                "rows": _rows(outcome, findings),
                 "aims": [aim.as_json() for aim in aims],
             }
         )
