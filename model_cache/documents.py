@@ -33,6 +33,7 @@ _CHUNK_BYTES = 1 << 16
 # A host that is started anew is back within a quarter of a minute, most often; a job that waits so long
 # costs less than one that is sent again.
 _WAITS_S = (0.5, 2.0, 4.0, 8.0)
+_PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Budget:
     """All together."""
     waits_s: tuple[float, ...] = _WAITS_S
     """Shortest waits between the tries of one, which are one more."""
+    patience_s: float = _PATIENCE_S
+    """From its first try on; a host that gave nothing until then is not asked again."""
 
 
 def fetch_all(
@@ -60,8 +63,8 @@ def fetch_all(
 
     Raises:
         JobCancelledError: `cancelled` was set.
-        InvalidInputError: a URL may not be asked, or leads to nothing; all lead to more than
-            `max_bytes`.
+        InvalidInputError: a URL may not be asked, or leads to nothing, not even to a host of that
+            name; all lead to more than `max_bytes`.
         SourceUnavailableError, SourceQuotaError: 5xx or unreachable; 429.
         DownloadIncompleteError: the connection broke.
         DownloadBudgetExceededError: it took longer than `max_s`.
@@ -72,9 +75,7 @@ def fetch_all(
     room = _Room(budget.max_bytes)
     with web.watching(), ThreadPoolExecutor(_THREADS, thread_name_prefix="document") as threads:
         futures = {
-            field: threads.submit(
-                insist, partial(_fetch, web, url, room), web, cancelled, budget.waits_s
-            )
+            field: threads.submit(_insist, partial(_fetch, web, url, room), web, cancelled, budget)
             for field, url in urls.items()
         }
         wait(futures.values(), return_when=FIRST_EXCEPTION)
@@ -113,6 +114,31 @@ def _raise_first(futures: Mapping[str, Future[bytes]]) -> None:
             raise error
         details = {**error.details, "field": field}
         raise type(error)(f"`{field}`: {error}", hint=error.hint, **details) from None
+
+
+def _insist(
+    fetch: Callable[[], bytes], web: Web, cancelled: threading.Event, budget: Budget
+) -> bytes:
+    """Return what `fetch` returns, which is tried again while that may help, and soon."""
+    until = time.monotonic() + budget.patience_s
+
+    def once() -> bytes:
+        try:
+            return fetch()
+        except TryAgainError as failure:
+            if failure.is_settled:
+                raise InvalidInputError(str(failure.error), hint=failure.error.hint) from None
+            if _is_late(failure, until):
+                raise failure.error from None
+            raise
+
+    return insist(once, web, cancelled, budget.waits_s)
+
+
+def _is_late(failure: TryAgainError, until: float) -> bool:
+    """Tell whether a host that has sent nothing yet has had its time, or asks for more than it has."""
+    has_sent = isinstance(failure.error, DownloadIncompleteError)
+    return not has_sent and time.monotonic() + (failure.after_s or 0.0) > until
 
 
 def _fetch(web: Web, url: str, room: "_Room") -> bytes:

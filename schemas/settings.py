@@ -1,5 +1,6 @@
 """The environment, parsed once at start into frozen values."""
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 PREFIX = "A1111_"
+_CLOSE = 0.8
 _QUERY = re.compile(r"(\w+://[^\s?;]+)\?[^\s;]*")
 
 # Names that users have in their endpoints already.
@@ -69,30 +71,36 @@ class Settings(Section):
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Build from variables named A1111_<SECTION>_<FIELD>, as in A1111_CACHE_STALL_S.
 
-        An empty variable counts as absent: that is how container platforms unset one.
+        An empty variable counts as absent: that is how container platforms unset one. Space round a
+        value, as of a token that was copied with its line's end, is no part of it.
 
         Raises:
             SettingsError: a value does not parse, or a variable with our prefix names no setting
                 (a misspelt name must not silently become the default).
         """
-        values = {ALIASES[name]: text for name, text in environ.items() if name in ALIASES}
-        ours = {name for name in environ if name.startswith(PREFIX)} - ALIASES.keys()
-        values |= {name: environ[name] for name in ours}
+        given = {name: text.strip() for name, text in environ.items() if text.strip()}
+        spelled = {ALIASES[name]: name for name in given if name in ALIASES}
+        ours = (name for name in given if name.startswith(PREFIX) and name not in ALIASES)
+        spelled |= {name.upper(): name for name in ours}
+        settings = {
+            f"{PREFIX}{name}_{field}".upper() for name, group in cls() for field, _ in group
+        }
+        problems = [
+            _no_setting(spelled[name], settings) for name in spelled if name not in settings
+        ]
         sections: dict[str, dict[str, str]] = {}
-        for name, text in values.items():
-            if text:
-                section, _, field = name.removeprefix(PREFIX).lower().partition("_")
-                sections.setdefault(section, {})[field] = text
+        for name in spelled.keys() & settings:
+            section, _, field = name.removeprefix(PREFIX).lower().partition("_")
+            sections.setdefault(section, {})[field] = given[spelled[name]]
+        made = None
         try:
-            return cls.model_validate(sections)
+            made = cls.model_validate(sections)
         except ValidationError as error:
-            problems = error.errors(include_url=False, include_input=False, include_context=False)
-            raise SettingsError(
-                "\n".join(
-                    f"{PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
-                    for problem in problems
-                )
-            ) from None
+            found = error.errors(include_url=False, include_input=False, include_context=False)
+            problems += [_problem(wrong["loc"], wrong["msg"], spelled) for wrong in found]
+        if made is None or problems:
+            raise SettingsError("\n".join(sorted(problems)))
+        return made
 
     def changed(self) -> dict[str, Any]:
         """Return the variables that differ from their defaults, with their values as JSON can say.
@@ -105,6 +113,19 @@ class Settings(Section):
                 if value != type(section).model_fields[field].default:
                     found[f"{PREFIX}{name}_{field}".upper()] = _shown(value)
         return found
+
+
+def _no_setting(name: str, settings: set[str]) -> str:
+    near = difflib.get_close_matches(name.upper(), sorted(settings), n=1, cutoff=_CLOSE)
+    told = f"did you mean {near[0]}?" if near else "docs/configuration.md lists them."
+    return f"{name}: there is no such setting; {told}"
+
+
+def _problem(place: tuple[int | str, ...], message: str, spelled: Mapping[str, str]) -> str:
+    """Return a line about what is wrong, under the name of the variable that somebody set."""
+    # A number is the place of an entry in a list.
+    name = PREFIX + "_".join(part for part in place if isinstance(part, str)).upper()
+    return f"{spelled.get(name, name)}: {message.removeprefix('Value error, ')}"
 
 
 def _shown(value: object) -> Any:

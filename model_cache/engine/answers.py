@@ -41,11 +41,20 @@ _Parameter: TypeAlias = str | tuple[str | None, str | None, str]
 class TryAgainError(Exception):
     """An attempt failed in a way that another one may not; carries the error to end with."""
 
-    def __init__(self, error: WorkerError, after_s: float | None = None) -> None:
-        """Remember the error; `after_s` is how long the host asked us to wait."""
+    def __init__(
+        self, error: WorkerError, after_s: float | None = None, *, is_settled: bool = False
+    ) -> None:
+        """Remember the error.
+
+        Args:
+            error: to end with.
+            after_s: how long the host asked us to wait.
+            is_settled: whether it takes a person to change it, most often: a wrong name, or certificate.
+        """
         super().__init__(str(error))
         self.error = error
         self.after_s = after_s
+        self.is_settled = is_settled
 
     @property
     def is_busy(self) -> bool:

@@ -44,8 +44,9 @@ class Limits:
         Raises:
             WorkerError: the error of `failure`.
         """
-        # A host that says that there is no such file is believed sooner.
-        most = min(self.tries, 3) if failure.error.details.get("status") == 404 else self.tries
+        # Who says that there is no such file, or no such host, is believed sooner.
+        is_believed = failure.is_settled or failure.error.details.get("status") == 404
+        most = min(self.tries, 3) if is_believed else self.tries
         # Keeps connections that broke together apart.
         jitter = random.uniform(1, 1.25)  # noqa: S311 - hides nothing
         pause_s = failure.after_s or self.pause_s * 2 ** (tries - 1) * jitter

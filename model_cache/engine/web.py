@@ -4,6 +4,8 @@ Knows which hosts may be asked and who may see a token, not what is asked for or
 means.
 """
 
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +28,9 @@ CONNECT_TIMEOUT_S = 10
 _HEADERS = {"User-Agent": "a1111-worker/0.1", "Accept": "*/*", "Accept-Encoding": "identity"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WATCH_EVERY_S = 0.1
+# Of those that a name server gave, and not of one that did not answer.
+# Source: getaddrinfo(3); EAI_NODATA is glibc's, for a name without addresses.
+_NO_SUCH_NAME = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
 
 
 @dataclass(frozen=True)
@@ -197,10 +202,10 @@ class Web:
             ) from None
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
             self.require()
-            failure = SourceUnavailableError(
-                f"{place(url)} {_how(error)}.", hint="Try again later."
-            )
-            raise TryAgainError(failure) from None
+            how, is_settled = _how(error)
+            hint = "Is the URL right?" if is_settled else "Try again later."
+            failure = SourceUnavailableError(f"{place(url)} {how}.", hint=hint)
+            raise TryAgainError(failure, is_settled=is_settled) from None
         except (requests.RequestException, ValueError):
             raise InvalidInputError(f"{place(url)} cannot be asked.", field="url") from None
 
@@ -242,13 +247,24 @@ def _credentials(authorization: str) -> dict[str, str]:
     return {"Authorization": authorization} if authorization else {}
 
 
-def _how(error: Exception) -> str:
-    """Say in our own words how a host could not be reached."""
+def _how(error: Exception) -> tuple[str, bool]:
+    """Say in our own words how a host could not be reached, and whether that is settled."""
+    cause = _cause(error)
+    if isinstance(cause, socket.gaierror) and cause.errno in _NO_SUCH_NAME:
+        return "names a host that there is not", True
     if isinstance(error, requests.exceptions.SSLError):
-        return "does not prove its name with a certificate that we trust"
+        is_settled = isinstance(cause, ssl.SSLCertVerificationError)
+        return "does not prove its name with a certificate that we trust", is_settled
     if isinstance(error, requests.exceptions.ReadTimeout):
-        return "took the request and did not answer"
-    return "could not be reached"
+        return "took the request and did not answer", False
+    return "could not be reached", False
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what the system said, of which the libraries made their own errors."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return error
 
 
 def _joined(url: str, target: str) -> str:

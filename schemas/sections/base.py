@@ -29,6 +29,6 @@ CommaList = BeforeValidator(_split_at_commas)
 
 
 class Section(BaseModel):
-    """Base of every settings group: immutable, and a misspelt field is an error."""
+    """Base of every settings group: immutable, a misspelt field is an error, and numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

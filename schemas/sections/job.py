@@ -75,7 +75,6 @@ class JobSettings(Section):
     price_per_s: float | None = Field(
         None,
         ge=0,
-        allow_inf_nan=False,
         description="What a second of this worker costs, in any currency; results then tell their "
         "`cost`.",
     )

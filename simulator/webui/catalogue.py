@@ -135,11 +135,13 @@ def openapi(*, controlnet: bool = False) -> dict[str, Any]:
     }
 
 
-def script_info(checkpoint_titles: list[str]) -> list[dict[str, Any]]:
-    """Return what /script-info answers; `checkpoint_titles` are choices of the refiner."""
+def script_info(checkpoint_titles: list[str], upscalers: list[str]) -> list[dict[str, Any]]:
+    """Return what /script-info answers, with choices of the refiner and of `sd upscale`."""
     info: list[dict[str, Any]] = copy.deepcopy(load("script_info"))
     for script in info:
         for argument in script["args"]:
             if argument["choices"] == ["{checkpoints}"]:
                 argument["choices"] = checkpoint_titles
+            elif argument["label"] == "Upscaler":
+                argument["choices"] = upscalers
     return info

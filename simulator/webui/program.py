@@ -99,7 +99,9 @@ class Program:
         painter = Painter(parts, self.model, self.state, sampler)
         self._generator = Generator(parts, self.model, self.state, painter, places)
         # The page's controls are built once; what they offer does not change with a refresh.
-        self.script_info = catalogue.script_info(list(self.checkpoints.by_title))
+        self.script_info = catalogue.script_info(
+            list(self.checkpoints.by_title), self._upscaler_names
+        )
         self.scripts = self._offered_scripts()
 
     def _offered_scripts(self) -> dict[str, list[str]]:

@@ -11,10 +11,49 @@ def test_foreign_and_empty_variables_are_ignored() -> None:
     assert Settings.from_env({"PATH": "/bin", "A1111_WEBUI_PORT": ""}) == Settings()
 
 
-@pytest.mark.parametrize("name", ["A1111_CACHE_STAL_S", "A1111_CASHE_STALL_S", "A1111_X"])
-def test_a_misspelt_variable_is_refused_by_name(name: str) -> None:
-    with pytest.raises(SettingsError, match=name.split("_")[1]):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("A1111_CACHE_STAL_S", "did you mean A1111_CACHE_STALL_S?"),
+        ("A1111_CASHE_STALL_S", "did you mean A1111_CACHE_STALL_S?"),
+        ("A1111_job_max_step", "did you mean A1111_JOB_MAX_STEPS?"),
+        ("A1111_JOB", "docs/configuration.md lists them."),
+        ("A1111_X", "docs/configuration.md lists them."),
+    ],
+)
+def test_a_misspelt_variable_is_refused_by_name(name: str, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
         Settings.from_env({name: "1"})
+
+    assert str(caught.value) == f"{name}: there is no such setting; {told}"
+
+
+def test_a_wrong_value_is_told_under_the_name_that_was_set() -> None:
+    wrong = {"HF_ENDPOINT": "nowhere", "A1111_CACHE_ALLOW_PICKLE": "vae,upscalers"}
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({**wrong, "A1111_CASHE_X": "1"})
+
+    pickles, misspelt, endpoint = str(caught.value).splitlines()
+    assert misspelt.startswith("A1111_CASHE_X: there is no such setting")
+    assert pickles.startswith("A1111_CACHE_ALLOW_PICKLE: Input should be 'checkpoint', ")
+    assert endpoint == "HF_ENDPOINT: must be the URL of a host"
+
+
+def test_space_round_a_value_is_no_part_of_it() -> None:
+    settings = Settings.from_env({"HF_TOKEN": " hf-s3cr3t\n", "A1111_WEBUI_PORT": " "})
+
+    assert settings.cache.hf_token is not None
+    assert settings.cache.hf_token.get_secret_value() == "hf-s3cr3t"
+    assert settings.webui == Settings().webui
+
+
+@pytest.mark.parametrize("name", ["A1111_JOB_MAX_INPUT_MB", "A1111_CACHE_BUDGET_GB"])
+@pytest.mark.parametrize("number", ["inf", "nan"])
+def test_numbers_are_finite(name: str, number: str) -> None:
+    """They are made integers of, which no infinite one can be."""
+    with pytest.raises(SettingsError, match=f"^{name}: "):
+        Settings.from_env({name: number})
 
 
 def test_every_problem_has_a_line_and_no_value() -> None:

@@ -27,7 +27,10 @@ MATRIX, LOOPBACK, UPSCALE = "prompt matrix", "loopback", "sd upscale"
 OUTPAINTING, SIMPLE_OUTPAINTING = "outpainting mk2", "poor man's outpainting"
 ALWAYS_ON = frozenset({"soft inpainting"})
 """Of those that are always on: whose arguments change the picture, and nothing else."""
-_BY_INDEX = frozenset({(UPSCALE, 2), (SIMPLE_OUTPAINTING, 2)})
+_UPSCALER = 2
+"""Its place among the arguments of `UPSCALE`."""
+UPSCALER_FIELD = f"script_args[{_UPSCALER}]"
+_BY_INDEX = frozenset({(UPSCALE, _UPSCALER), (SIMPLE_OUTPAINTING, 2)})
 """Script and place of a choice that A1111 takes as its number in the list."""
 
 
@@ -69,8 +72,8 @@ def checked(
     arguments = _fitted(script, arguments, offered[script])
     check(job, arguments, pictures, limits)
     if script == UPSCALE:
-        upscaler = offered[script][2]["choices"][arguments[2]]
-        require_upscaler("script_args[2]", upscaler, links)
+        name = offered[script][_UPSCALER]["choices"][arguments[_UPSCALER]]
+        require_upscaler(UPSCALER_FIELD, name, links)
     return {"script_args": arguments}
 
 
@@ -133,6 +136,13 @@ def detectors(entries: Mapping[str, Any], limits: JobSettings) -> dict[str, str]
         if name.lower() not in _added(limits)
         for index, model in detailer.models(arguments).items()
     }
+
+
+def upscaler(job: Generation) -> str | None:
+    """Return the name of the upscaler that the script of `job` is to use; None for none, or a number."""
+    is_upscale = (job.script_name or "").lower() == UPSCALE
+    name = job.script_args[_UPSCALER] if is_upscale and len(job.script_args) > _UPSCALER else None
+    return name if isinstance(name, str) else None
 
 
 def respelled(

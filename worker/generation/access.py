@@ -86,9 +86,10 @@ class Access:
         try:
             return self._asked(cancelled, work, is_plain=is_plain)
         except UnlistedError as error:
-            if not self._came_later(error.name, life.started):
+            # What somebody else started is not started again.
+            if life.process is None or not self._came_later(error.name, life.started):
                 raise
-            with self.turn(cancelled):
+            with self.line.turn(cancelled, stays=True):
                 self._webui.replace(life, f"the upscaler {error.name} came after it had started")
         return self._asked(cancelled, work, is_plain=is_plain)
 

@@ -42,13 +42,17 @@ class Line:
         self._give_up(_mine.get())
 
     @contextmanager
-    def turn(self, cancelled: Event) -> Iterator[None]:
+    def turn(self, cancelled: Event, *, stays: bool = False) -> Iterator[None]:
         """Wait for the turn, at the place of this context or at the end, and keep it for the lines inside.
+
+        Args:
+            cancelled: ends the wait.
+            stays: keep the place of this context, if it has one, for its next turn.
 
         Raises:
             JobCancelledError: `cancelled` was set meanwhile.
         """
-        with self._standing(_mine.get()) as place:
+        with self._standing(_mine.get(), stays=stays) as place:
             with self._moved:
                 while not (cancelled.is_set() or self._is_next(place)):
                     self._moved.wait(WAIT_S)
@@ -76,16 +80,20 @@ class Line:
         return self._holder not in {None, get_ident()}
 
     @contextmanager
-    def _standing(self, place: object) -> Iterator[object]:
-        """Yield `place` if it is one in this line, else a new one at its end; it is given up after."""
+    def _standing(self, place: object, *, stays: bool = False) -> Iterator[object]:
+        """Yield `place` if it is one in this line, else a new one at its end; it is given up after.
+
+        One that was in the line before is not, if it `stays`.
+        """
         with self._moved:
             if place not in self._places:
-                place = object()
+                place, stays = object(), False
                 self._places.append(place)
         try:
             yield place
         finally:
-            self._give_up(place)
+            if not stays:
+                self._give_up(place)
 
     def _is_next(self, place: object) -> bool:
         return self._holder is None and self._places[0] is place

@@ -12,7 +12,7 @@ from worker.extensions.scripts import checked, detectors, respelled
 
 LIMITS = JobSettings()
 INFO = [
-    *catalogue.script_info([]),
+    *catalogue.script_info([], ["None", "Lanczos", "Nearest", "LDSR"]),
     *extensions.script_info(extensions.NAMES, ["None", "Lanczos", "R-ESRGAN 4x+"]),
 ]
 TILE = {"width": 512, "height": 512}

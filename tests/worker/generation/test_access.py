@@ -34,6 +34,7 @@ from worker.child.links import LinkFolder
 from worker.child.process import WebuiProcess, spawn
 from worker.child.webui import Webui
 from worker.generation.access import Access
+from worker.generation.catalog import UnlistedError
 from worker.generation.session import Session
 from worker.run import Runner
 
@@ -164,6 +165,49 @@ def test_the_restart_for_an_upscaler_waits_for_the_job_that_is_being_drawn(
 
         assert drawn.result()["images"]
     assert len(world.webui.restarts) == 1
+
+
+def test_a_script_may_name_an_upscaler_that_came_after_a1111_started(
+    world: World, tmp_path: Path
+) -> None:
+    write_upscaler(tmp_path, "4x-Sharp")
+    script = {"script_name": "SD upscale", "script_args": [None, 8, "4x-Sharp", 2]}
+
+    assert world.make(init_images=[picture()], **script)["images"]
+    assert len(world.webui.restarts) == 1
+
+
+def test_two_jobs_that_want_the_same_new_upscaler_cost_one_restart(
+    world: World, tmp_path: Path
+) -> None:
+    write_upscaler(tmp_path, "4x-Sharp")
+
+    def enlarge(_number: int) -> Any:
+        return world.run("POST", EXTRAS, image=picture(), upscaler_1="4x-Sharp")["image"]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(enlarge, range(4)))
+
+    assert len(world.webui.restarts) == 1
+
+
+def test_an_a1111_of_somebody_elses_is_not_taken_for_started_again(
+    world: World, tmp_path: Path
+) -> None:
+    client = WebuiClient(world.url)
+    theirs = kept(client)
+    access = Access(
+        client, LinkFolder(tmp_path / "other"), theirs, came_later=lambda _name, _started: True
+    )
+
+    def wants(_session: Session) -> None:
+        raise UnlistedError("There is none.")
+
+    with pytest.raises(UnlistedError):
+        access.asked(Event(), wants)
+    theirs.stop(0)
+
+    assert theirs.restarts == ()
 
 
 def test_an_upscaler_that_a1111_does_not_list_is_refused_and_costs_no_restart_after_the_first(

@@ -132,6 +132,24 @@ def test_whoever_waits_can_be_cancelled_and_the_next_moves_up(turns: Turns) -> N
     assert turns.had == ["after"]
 
 
+def test_whoever_stays_after_a_turn_has_the_next_before_those_who_came_later(turns: Turns) -> None:
+    with turns.line.joined():
+        with turns.line.turn(Event(), stays=True):
+            later = contextvars.Context().run(turns.take, "later")
+        turns.take("again").result(WITHIN_S)
+
+    later.result(WITHIN_S)
+    assert turns.had == ["again", "later"]
+
+
+def test_whoever_had_no_place_before_a_turn_does_not_stay_after_it(turns: Turns) -> None:
+    with turns.line.turn(Event(), stays=True):
+        pass
+
+    turns.take("next").result(WITHIN_S)
+    assert turns.had == ["next"]
+
+
 def test_a_job_that_is_cancelled_already_gets_no_turn(turns: Turns) -> None:
     cancelled = Event()
     cancelled.set()
