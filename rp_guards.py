@@ -133,10 +133,19 @@ class QueueLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
             self._takes_ended.set()
 
     async def run_jobs(self, session: aiohttp.ClientSession) -> None:
-        """Run what is taken, also what a take brought together with the stop."""
-        await super().run_jobs(session)
-        await self._takes_ended.wait()
-        await super().run_jobs(session)
+        """Run what is taken, also what comes while the SDK's own only waits for the last jobs to end.
+
+        That is what a take brought together with the stop, and what came again. Until such a job had its
+        task, an order to stop it would hold up those for the others.
+        """
+        async with asyncio.TaskGroup() as group:
+            runs = [group.create_task(super().run_jobs(session))]
+            await self._shutdown_event.wait()
+            while not (self._takes_ended.is_set() and all(run.done() for run in runs)):
+                if not self.jobs_queue.empty():
+                    runs.append(group.create_task(super().run_jobs(session)))
+                await asyncio.sleep(LOOK_S)
+            await super().run_jobs(session)  # what came between the last two looks
 
     async def handle_job(self, session: aiohttp.ClientSession, job: dict[str, Any]) -> None:
         """Run one job, and then queue it once more if it came again after an order to stop it."""

@@ -9,12 +9,13 @@ import json
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from runpod.serverless.modules import rp_http
 
 from schemas.errors import InternalError, OutputTooLargeError, WorkerError
@@ -131,10 +132,24 @@ def _slices(text: str) -> Iterator[bytes]:
         yield text[start : start + _SLICE].encode()
 
 
-async def _sliced(body: bytearray) -> AsyncIterator[bytes]:
-    """Yield `body` in pieces: of one that is given whole, asyncio makes a second one at once."""
-    for start in range(0, len(body), _SLICE):
-        yield bytes(body[start : start + _SLICE])
+class _Sliced(aiohttp.Payload):
+    """A body that is written in slices: of one that is given whole, asyncio makes a second one at once.
+
+    A generator of them could not be sent again to where a 307 or 308 leads.
+    """
+
+    _value: bytearray
+
+    def __init__(self, body: bytearray) -> None:
+        super().__init__(body)
+        self._size = len(body)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self._value.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for start in range(0, len(self._value), _SLICE):
+            await writer.write(bytes(self._value[start : start + _SLICE]))
 
 
 async def deliver(
@@ -223,12 +238,11 @@ async def _post(
         "charset": "utf-8",
         "Content-Type": "application/x-www-form-urlencoded",
         "X-Request-ID": job_id,
-        "Content-Length": str(len(body)),
     }
     timeout = aiohttp.ClientTimeout(total=limit_s)
     try:
         async with session.post(
-            url, data=_sliced(body), headers=headers, timeout=timeout
+            url, data=_Sliced(body), headers=headers, timeout=timeout
         ) as response:
             await response.read()
             return response.status

@@ -2,11 +2,12 @@
 
 import contextlib
 import json
+import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.forks import Nursery
 from model_cache.cache import ModelCache
 from rp_handler import made, watched
 from schemas.settings import Settings
@@ -15,6 +16,7 @@ from worker.run import Runner
 
 ROOT = Path(__file__).parent.parent
 STOP_S = 10.0
+_NURSERY = Nursery("simulator.webui", "simulator.hub", "simulator.queue")
 
 
 @contextlib.contextmanager
@@ -24,26 +26,21 @@ def simulated(name: str, *options: object) -> Iterator[str]:
     Raises:
         RuntimeError: it did not start.
     """
-    child = subprocess.Popen(
-        [sys.executable, "-m", "simulator", name, "--port", "0", *map(str, options)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
+        argv = ("simulator", name, "--port", "0", *map(str, options))
+        child = _NURSERY.start(*argv, stderr=nowhere.fileno())
     try:
-        line = child.stdout.readline() if child.stdout is not None else ""
+        line = child.stdout.readline()
         if not line:
             raise RuntimeError(f"The simulator {name} did not start.")
         yield json.loads(line)["url"]
     finally:
         child.terminate()
         try:
-            child.communicate(timeout=STOP_S)
+            child.wait(STOP_S)
         except subprocess.TimeoutExpired:
             child.kill()
-            child.communicate()
+        child.communicate()
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ import hypothesis
 import pytest
 import requests
 
-from tests.forks import Forked, Nursery
+from benchmarks.forks import Forked, Nursery
 
 ROOT = Path(__file__).parent.parent
-_NURSERY = Nursery("simulator.webui", "simulator.hub", "simulator.queue")
+NURSERY = Nursery("simulator.webui", "simulator.hub", "simulator.queue")
 PERMITTED = [
     line.partition("  # ")[0]
     for line in (ROOT / "tests" / "skips.txt").read_text().splitlines()
@@ -29,6 +29,10 @@ hypothesis.settings.register_profile(
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("patient")
+# Else each process that imports aiohttp reads all authorities that this machine trusts, which takes 0.1 s.
+# This one's key exists no more: what tests speak TLS to has certificates of its own.
+# Source: aiohttp 3.14, connector.py, _make_ssl_context; SSL_CTX_set_default_verify_paths(3).
+os.environ["SSL_CERT_FILE"] = str(ROOT / "tests" / "authority.pem")  # noqa: TID251 - for children, too
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -93,7 +97,7 @@ def running(*argv: object) -> Iterator[Simulator]:
     It is not traced for coverage: tests/contract and tests/simulator have its code in their own
     process, and here it would take its time from what is tested.
     """
-    process = _NURSERY.start("simulator", *map(str, argv), "--port", "0")
+    process = NURSERY.start("simulator", *map(str, argv), "--port", "0")
     try:
         yield Simulator(json.loads(process.stdout.readline())["url"], process)
     finally:

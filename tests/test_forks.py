@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.forks import Forked, Nursery
+from benchmarks.forks import Forked, Nursery
 
 pytestmark = pytest.mark.slow
 

@@ -126,32 +126,44 @@ def container(tmp_path: Path) -> Container:
     return Container(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Container:
+    """One in which nothing is set, for `plain_webui` alone."""
+    return Container(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def plain_webui(plain: Container) -> dict[str, Any]:
+    """What A1111's stand-in is given where nothing is set: one start for many tests."""
+    return plain.webui()
+
+
+@pytest.fixture(scope="module")
+def plain_worker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the handler's stand-in sees where nothing is set: one start for many tests."""
+    return Container(tmp_path_factory.mktemp("plain")).worker()
+
+
 def flags_of(argv: list[str]) -> dict[str, str]:
     """Return the flags that have a value; of one given twice the last, as A1111 reads them."""
     pairs = zip(argv, [*argv[1:], "--"], strict=True)
     return {flag: value for flag, value in pairs if flag[:2] == "--" and value[:2] != "--"}
 
 
-def test_a1111_is_the_workers_own_child_and_its_end_is_seen(container: Container) -> None:
-    seen = container.worker()
-
-    assert seen["running"]
-    assert seen["code"] == 7
+def test_a1111_is_the_workers_own_child_and_its_end_is_seen(plain_worker: dict[str, Any]) -> None:
+    assert plain_worker["running"]
+    assert plain_worker["code"] == 7
 
 
 def test_a1111_leads_a_group_of_its_own_so_that_all_that_it_starts_can_be_ended(
-    container: Container,
+    plain_worker: dict[str, Any],
 ) -> None:
-    seen = container.worker()
-
-    assert json.loads(seen["lines"][0])["leads"]
+    assert json.loads(plain_worker["lines"][0])["leads"]
 
 
-def test_a1111s_output_reaches_the_worker(container: Container) -> None:
-    seen = container.worker()
-
-    assert json.loads(seen["lines"][0])["argv"][:2] == ["-u", "launch.py"]
-    assert seen["lines"][1:] == ["and on stderr"]
+def test_a1111s_output_reaches_the_worker(plain_worker: dict[str, Any]) -> None:
+    assert json.loads(plain_worker["lines"][0])["argv"][:2] == ["-u", "launch.py"]
+    assert plain_worker["lines"][1:] == ["and on stderr"]
 
 
 def test_the_worker_takes_the_place_of_the_script(container: Container) -> None:
@@ -181,10 +193,12 @@ def test_the_worker_runs_in_its_own_folder_with_caches_off_the_volume(
     assert json.loads(seen["lines"][0])["environ"]["HF_HOME"] == f"{cache}/huggingface"
 
 
-def test_memory_is_kept_by_the_worker_and_not_by_a1111(container: Container) -> None:
-    seen = container.worker()
+def test_memory_is_kept_by_the_worker_and_not_by_a1111(
+    plain_worker: dict[str, Any], container: Container
+) -> None:
+    seen = plain_worker["environ"]
 
-    kept = {name: text for name, text in seen["environ"].items() if name.startswith("MALLOC_")}
+    kept = {name: text for name, text in seen.items() if name.startswith("MALLOC_")}
     assert kept == {
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -241,19 +255,19 @@ def wait_for(happens: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a1111_starts_headless_in_its_own_folder_and_loads_nothing(container: Container) -> None:
-    given = container.webui()
-
-    assert given["cwd"] == str(container.root / "webui")
-    assert given["argv"][:2] == ["-u", "launch.py"]
-    assert set(given["argv"]) >= {
+def test_a1111_starts_headless_in_its_own_folder_and_loads_nothing(
+    plain: Container, plain_webui: dict[str, Any]
+) -> None:
+    assert plain_webui["cwd"] == str(plain.root / "webui")
+    assert plain_webui["argv"][:2] == ["-u", "launch.py"]
+    assert set(plain_webui["argv"]) >= {
         "--api",
         "--nowebui",
         "--skip-load-model-at-start",
         "--no-download-sd-model",
         "--skip-prepare-environment",
     }
-    assert "--disable-safe-unpickle" not in given["argv"]
+    assert "--disable-safe-unpickle" not in plain_webui["argv"]
 
 
 def test_a1111_listens_on_loopback_whatever_the_flags_say(container: Container) -> None:
@@ -281,8 +295,8 @@ def test_a1111_is_shown_every_folder_of_links_and_no_other(container: Container)
     assert flags_of(argv)["--ckpt-dir"] == str(links / "Stable-diffusion")
 
 
-def test_a_flag_of_an_absent_extension_is_left_out(container: Container) -> None:
-    assert "--controlnet-dir" not in container.webui()["argv"]
+def test_a_flag_of_an_absent_extension_is_left_out(plain_webui: dict[str, Any]) -> None:
+    assert "--controlnet-dir" not in plain_webui["argv"]
 
 
 def test_flags_of_the_user_are_split_at_white_space_and_nothing_else(container: Container) -> None:
@@ -381,8 +395,10 @@ def test_a_restart_has_the_same_flags_and_asks_nothing_again(container: Containe
     assert (container.root / "asked").read_text() == "asked\n"
 
 
-def test_xformers_is_used_where_a1111s_interpreter_has_it(container: Container) -> None:
-    assert "--xformers" not in container.webui()["argv"]
+def test_xformers_is_used_where_a1111s_interpreter_has_it(
+    plain_webui: dict[str, Any], container: Container
+) -> None:
+    assert "--xformers" not in plain_webui["argv"]
 
     (container.root / "packages" / "xformers").mkdir()
     (container.root / "packages" / "xformers" / "__init__.py").write_text("raise RuntimeError")

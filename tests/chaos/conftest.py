@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from benchmarks.forks import Forked, Nursery
 from simulator import hub as simulated_hub
 from simulator import loopback, models
 from simulator.hub.faults import Fault, Rule
@@ -25,7 +26,6 @@ from tests.chaos import hosts
 from tests.chaos.soundness import require_sound
 from tests.chaos.worker import Order, Pace
 from tests.conftest import ROOT
-from tests.forks import Forked, Nursery
 from tests.model_cache.conftest import Hub, Shelf, shelf_on
 
 T = TypeVar("T")

@@ -4,10 +4,8 @@ import base64
 import contextlib
 import io
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +21,7 @@ from simulator.loopback import in_background, listening
 from simulator.webui import flags
 from simulator.webui.app import Server
 from simulator.webui.program import Program
-from tests.conftest import ROOT
+from tests.conftest import NURSERY
 
 API = "/sdapi/v1"
 
@@ -78,12 +76,9 @@ class WebuiProcess(Webui):
     """A simulator that runs as a process of its own; what it says goes to `log`."""
 
     def __init__(self, arguments: list[str], log: Path) -> None:
-        command = [sys.executable, "-m", "simulator", "webui", "--port", "0", *arguments]
+        command = ("simulator", "webui", "--port", "0", *arguments)
         with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, start_new_session=True
-            )
-        assert self.process.stdout is not None
+            self.process = NURSERY.start(*command, stderr=file.fileno())
         line = self.process.stdout.readline()
         assert line, f"the simulator did not start: {log.read_text()}"
         super().__init__(json.loads(line)["url"])
@@ -96,9 +91,8 @@ class WebuiProcess(Webui):
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+                self.process.kill()
+        self.process.communicate()
         return self.process.wait()
 
 

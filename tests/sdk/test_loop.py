@@ -1,7 +1,7 @@
 """Parts of the loop by themselves: what a stop does, and a job that comes again."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -55,6 +55,11 @@ def _nothing_in_progress() -> Iterator[None]:
     JobsProgress().clear()
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - `run` ends it
+        await asyncio.sleep(0.01)
+
+
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 10))
 
@@ -80,6 +85,31 @@ def test_a_job_that_comes_twice_in_one_answer_or_before_it_has_begun_is_taken_on
 
         assert await loop.take(JOB, JOB) == [JOB]
         assert await loop.take(JOB, JOB) == []
+
+    run(test())
+
+
+def test_what_comes_while_the_last_jobs_end_is_begun_at_once() -> None:
+    async def test() -> None:
+        loop = Loop()
+        loop.may_end.set()
+        loop.current_concurrency = 2
+        loop.jobs_queue = asyncio.Queue(2)
+        runs = asyncio.create_task(loop.run_jobs(NO_SESSION))
+        await loop.take(JOB)
+        loop._shutdown_event.set()
+        await until(lambda: loop.begun == ["j"])
+        await asyncio.sleep(0.2)  # The SDK's own looks for new jobs once in 0.1 s.
+
+        late = {**JOB, "id": "late"}
+        loop.jobs_queue.put_nowait(late)
+        loop.job_progress.add(late)
+        loop._takes_ended.set()
+        await until(lambda: loop.begun == ["j", "late"])
+
+        assert await loop.stop_job("late")
+        assert await loop.stop_job("j")
+        await runs
 
     run(test())
 

@@ -101,8 +101,8 @@ class Gateway:
         body = await reader.readexactly(size)
         if passes:
             self.arrived.append(json.loads(body))
-        answer = f"HTTP/1.1 {200 if passes else self._status} -\r\nConnection: close\r\n\r\n"
-        writer.write(answer.encode())
+        answer = f"HTTP/1.1 {200 if passes else self._status} -\r\nConnection: close\r\n"
+        writer.write(f"{answer}Location: /elsewhere\r\nContent-Length: 0\r\n\r\n".encode())
         await writer.drain()
         writer.close()
 
@@ -155,6 +155,20 @@ def test_a_large_result_that_never_arrives_becomes_an_error(
     assert told_in_place["stopPod"] is True
 
 
+def test_an_error_in_place_of_a_result_has_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    small: list[int] = []
+
+    def second_small(size: int, _: int) -> bool:
+        small.extend([size] if size < rp_post.LARGE_BYTES else [])
+        return len(small) > 1
+
+    gateway = Gateway(0, second_small)
+
+    gateway.get(monkeypatch, LARGE, result_s=0)
+
+    assert [message["output"]["code"] for message in gateway.arrived] == ["OUTPUT_TOO_LARGE"]
+
+
 def test_a_large_result_that_arrives_late_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = Gateway(0, lambda _, tries: tries > 2)
 
@@ -192,3 +206,13 @@ def test_a_refused_result_is_replaced_at_once(
 
     assert [message["output"]["code"] for message in gateway.arrived] == ["INTERNAL"]
     assert len(gateway.tries) == 2
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_result_goes_where_a_redirect_leads(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    gateway = Gateway(status, lambda _, tries: tries > 1)
+
+    gateway.get(monkeypatch, LARGE, result_s=30)
+
+    assert gateway.arrived == [LARGE]
+    assert gateway.tries[0] == gateway.tries[1]

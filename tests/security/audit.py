@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,11 @@ def packages() -> int:
     return status
 
 
+def worst(statuses: Iterable[int]) -> int:
+    """Return the exit status of all parts: what one found goes before what another could not ask."""
+    return max(statuses, key=(FINE, UNKNOWN, FOUND).index)
+
+
 PARTS: Mapping[str, Callable[[], int]] = {
     "code": code,
     "secrets": secrets,
@@ -189,4 +194,4 @@ PARTS: Mapping[str, Callable[[], int]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(max(PARTS[name]() for name in sys.argv[1:]))
+    sys.exit(worst([PARTS[name]() for name in sys.argv[1:]]))

@@ -60,3 +60,9 @@ def test_the_audit_knows_a_good_answer_from_none(
 
     assert found == status
     assert lines[0].startswith((words, f"packages: {words}"))
+
+
+def test_what_was_found_is_not_hidden_by_what_is_not_known() -> None:
+    assert audit.worst([audit.FINE, audit.FOUND, audit.UNKNOWN]) == audit.FOUND
+    assert audit.worst([audit.FINE, audit.UNKNOWN, audit.FINE]) == audit.UNKNOWN
+    assert audit.worst([audit.FINE]) == audit.FINE

@@ -208,9 +208,12 @@ class Fleet:
         return True
 
     def kill_webui(self, slot: int) -> bool:
-        """Kill a worker's A1111; return whether there was one that answered."""
+        """Kill a worker's A1111; return whether there was one that answered.
+
+        Not before the worker knows that: one whose first A1111 ends gives up, and is no loss to the queue.
+        """
         container = self.berths[slot].container
-        if not container.is_listening():
+        if not (container.said("A1111 answers after") and container.is_listening()):
             return False
         os.kill(container.webui_pid, signal.SIGKILL)
         return True

@@ -147,11 +147,9 @@ class Jobs:
         output, worker = raw.get("output"), raw.get("workerId")
         if output is None or worker is None or not streams(worker):
             return output
-        if raw["status"] != "COMPLETED":
-            return output[-1]
         if lost is not None:
             require_shown(self.queue.stream(raw["id"]), output, lost)
-        return whole(output)
+        return whole(output) if raw["status"] == "COMPLETED" else output[-1]
 
     def _note_overhead(self, raw: dict[str, Any], answer: Any) -> None:
         if isinstance(answer, dict) and "timings" in answer:

@@ -27,6 +27,8 @@ SLACK_S = 5.0
 # How long the worker that is told to stop a job may still answer it: its A1111 ends, an answer on its way
 # is sent again.
 CANCELS_S = (STOP_S + 5.0) * TIME_SCALE
+# How long after a worker was told to stop a take of its may still bring a job: see rp_guards.UNDER_WAY_S.
+TAKES_S = 3.0 * TIME_SCALE
 LOST, UNTOLD, UNTOLD_PIECE = "given up", "unacknowledged", "unacknowledged piece"
 STOPPED = "worker SIGTERM"
 ACCEPTED = "accepted"
@@ -162,6 +164,10 @@ class Ledger:
             Finding("wrong", job, f"{asked.kind}: answered {late:.1f} s after its cancel")
             for late in self._ignored(end)
         ]
+        found += [
+            Finding("wrong", job, f"{asked.kind}: taken {late:.1f} s after its worker was to stop")
+            for late in self._greedy(end)
+        ]
         if (spare := _spare_answers(end)) > 0:
             text = f"{asked.kind}: {spare} answers too many: {list(end.history)}"
             found.append(Finding("duplicated", job, text))
@@ -214,18 +220,22 @@ class Ledger:
     def _ignored(self, end: End) -> list[float]:
         """Return how long after its cancel a job was answered, where that was too long.
 
-        Only by the worker that held it then: no other one is told. Nor is one that is told to stop itself,
-        as the SDK asks for no cancels then (runpod 1.12.0, rp_scale.py); the fleet sees to its end.
+        Only by the worker that held it then: no other one is told.
         """
         told = {of: at for at, what, of in end.history if what == "CANCELLED" and of is not None}
-        stopped = {fault.worker: fault.began for fault in self.struck if fault.kind == STOPPED}
         return [
             at - told[of]
             for at, what, of in end.history
-            if what in _ANSWERS
-            and of in told
-            and at > told[of] + CANCELS_S
-            and stopped.get(of, at) >= at
+            if what in _ANSWERS and of in told and at > told[of] + CANCELS_S
+        ]
+
+    def _greedy(self, end: End) -> list[float]:
+        """Return how long after it was told to stop a worker took a job, where that was too long."""
+        stopped = {fault.worker: fault.began for fault in self.struck if fault.kind == STOPPED}
+        return [
+            at - stopped[of]
+            for at, what, of in end.history
+            if what == "taken" and of in stopped and at > stopped[of] + TAKES_S
         ]
 
 

@@ -47,7 +47,7 @@ def require_shown(shown: Sequence[Any], output: Sequence[Any], lost: int) -> Non
 
     Args:
         shown: the pieces that came to the readers.
-        output: of the job, which is COMPLETED. Its answer may be too large for them.
+        output: of the job. Its answer may be too large for them; an error is for /status alone.
         lost: how many receipts of pieces were lost: so many may have come once more.
 
     Raises:

@@ -26,6 +26,7 @@ SECOND: list[dict[str, Any]] = [
     {"index": 1, "image": "c", "part": 2, "parts": 2},
 ]
 PIECES = [FIRST, *SECOND]
+CRASHED = {"code": "BACKEND_CRASHED", "retryable": True}
 
 
 class Fixed(Wishes):
@@ -172,10 +173,19 @@ def test_an_error_of_a_stream_that_is_none_is_wrong(output: Any, desk: Desk) -> 
 @pytest.mark.parametrize("worker", [STREAMER, OTHER])
 def test_the_code_of_an_error_is_read_in_both_forms(worker: str, desk: Desk) -> None:
     desk.take(worker)
-    told = {"code": "BACKEND_CRASHED", "retryable": True}
-    desk.done(worker, [FIRST, told] if streams(worker) else told, error="it ended")
+    desk.show(worker, *[FIRST] * streams(worker))
+    desk.done(worker, [FIRST, CRASHED] if streams(worker) else CRASHED, error="it ended")
 
     assert desk.found() == ["wrong: txt2img: BACKEND_CRASHED it ended"]
+
+
+def test_an_error_that_forgets_what_was_streamed_is_wrong(desk: Desk) -> None:
+    desk.take(STREAMER)
+    desk.show(STREAMER, FIRST)
+    desk.done(STREAMER, [CRASHED], error="it ended")
+
+    (found,) = desk.found()
+    assert "/stream showed ['0/1'] of ['the answer']" in found
 
 
 def untold(desk: Desk, act: Callable[[], None], route: str) -> None:

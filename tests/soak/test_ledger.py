@@ -11,6 +11,7 @@ from simulator import models
 from tests.soak.ledger import (
     CANCELS_S,
     STOPPED,
+    TAKES_S,
     UNTOLD_PIECE,
     Asked,
     End,
@@ -229,18 +230,24 @@ def test_a_cancel_is_right_if_it_was_asked_for_and_else_found() -> None:
 
 def test_a_worker_that_ignores_a_cancel_is_found() -> None:
     asked = dataclasses.replace(PICTURE, is_cancelled=True)
-    assert STOPPED in {kind.name for kind in KINDS}
-    stopped = Struck(STOPPED, 10.5, 10.5, worker="w1")
 
-    def answered(at: float, *struck: Struck) -> list[str]:
+    def answered(at: float) -> list[str]:
         history = (TAKEN, (11.0, "CANCELLED", "w1"), (at, "after the job had ended", "w1"))
-        return found(End("j", "CANCELLED", history=history), asked=asked, struck=struck)
+        return found(End("j", "CANCELLED", history=history), asked=asked)
 
     assert answered(11.0 + CANCELS_S) == []
     assert answered(210.0) == ["wrong: txt2img: answered 199.0 s after its cancel"]
-    assert answered(210.0, stopped) == []
-    elsewhere = dataclasses.replace(stopped, worker="w2")
-    assert len(answered(210.0, elsewhere)) == 1
+
+
+def test_a_worker_that_takes_a_job_when_it_is_told_to_stop_is_found() -> None:
+    assert STOPPED in {kind.name for kind in KINDS}
+    stopped = Struck(STOPPED, 10.0 - TAKES_S, 10.0, worker="w1")
+    earlier = dataclasses.replace(stopped, began=stopped.began - 1.0)
+
+    assert found(DONE, struck=(stopped, dataclasses.replace(earlier, worker="w2"))) == []
+    assert found(DONE, struck=(earlier,)) == [
+        "wrong: txt2img: taken 16.0 s after its worker was to stop"
+    ]
 
 
 def test_an_answer_to_what_nobody_asked_is_found() -> None:

@@ -7,6 +7,7 @@ Wishes    one seed, and for each number the same wish every time
 
 import base64
 import io
+import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -120,6 +121,17 @@ class Wishes:
         return make(_Draft(chance, number, self.stock))
 
 
+def drawn_by(oracle: Oracle, route: str, body: Mapping[str, Any]) -> Any:
+    """Return what `seen` shows of a right answer."""
+    answer = oracle.post(route, body)
+    return [answer["images"], json.loads(answer["info"])["all_seeds"]]
+
+
+def seen(output: Any) -> Any:
+    """Return what of a job's pictures must be as A1111 has it."""
+    return [output["images"], output["seeds"]]
+
+
 def picture(colour: str = "red") -> str:
     """Return a picture with an edge in it, as base64."""
     drawn = Image.new("RGB", (64, 64))
@@ -180,8 +192,8 @@ class _Draft:
         return Wish(
             kind,
             value,
-            lambda oracle: oracle.post(route, body)["images"],
-            lambda output: output["images"],
+            lambda oracle: drawn_by(oracle, route, body),
+            seen,
         )
 
 
@@ -191,7 +203,8 @@ def _txt2img(draft: _Draft) -> Wish:
 
 
 def _cancelled(draft: _Draft) -> Wish:
-    asked, body = draft.models({**draft.fields(), "steps": 150})
+    # Whoever does not hear of its cancel is at it for longer than a worker has time to hear of it.
+    asked, body = draft.models({**draft.fields(), "steps": 150, "batch_size": 1, "n_iter": 12})
     wish = draft.drawn("cancelled", asked, "txt2img", body)
     return Wish(
         wish.kind, wish.value, wish.right, wish.view, cancel_after_s=draft.chance.uniform(0, 4)
@@ -225,9 +238,9 @@ def _controlled(draft: _Draft) -> Wish:
     def right(oracle: Oracle) -> Any:
         units = [{**unit, "enabled": True, "model": oracle.listed(CANNY)}]
         controlled = {**body, "alwayson_scripts": {"controlnet": {"args": units}}}
-        return oracle.post("txt2img", controlled)["images"]
+        return drawn_by(oracle, "txt2img", controlled)
 
-    return Wish("controlnet", asked, right, lambda output: output["images"])
+    return Wish("controlnet", asked, right, seen)
 
 
 def _samplers(draft: _Draft) -> Wish:

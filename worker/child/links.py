@@ -48,8 +48,9 @@ class LinkFolder:
         """Model file -> its link, whose stem is its name for A1111."""
         self._states: dict[Path, tuple[int, int]] = {}
         self._changed: dict[Kind, float] = {}
-        # Names are never used twice: A1111 does not load again what it has loaded under a name.
-        self._used: dict[Kind, set[str]] = {kind: set() for kind in Kind}
+        self._used: dict[Kind, dict[str, str | None]] = {kind: {} for kind in Kind}
+        """Name -> digest of what A1111 was shown under it, None if nobody knows. A name has no other bytes
+        ever: A1111 does not load again what it has loaded under a name."""
         for kind in Kind:
             folder = root / FOLDERS[kind]
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,10 +76,10 @@ class LinkFolder:
             if known is not None and self._states[model.path] == state:
                 return stem_of(known.name), False
             if known is not None:
-                known.unlink(missing_ok=True)
+                links.pop(model.path).unlink(missing_ok=True)
                 if model.kind is Kind.EMBEDDING:
                     # Named by words of a prompt, and read again whenever the folder changes.
-                    self._used[model.kind].discard(stem_of(known.name))
+                    del self._used[model.kind][stem_of(known.name)]
             name = self._free_name(model)
             link = self.root / FOLDERS[model.kind] / f"{name}{model.suffix}"
             self._link(model.path, link)
@@ -129,11 +130,17 @@ class LinkFolder:
             # list_models (ext_blacklist).
             name = plain = plain.removesuffix(".vae") + "_vae"
         number = 2
-        while name in used:
+        while name in used and not self._may_return(model, name):
             name = f"{plain}-{number}"
             number += 1
-        used.add(name)
+        used[name] = model.sha256
         return name
+
+    def _may_return(self, model: CachedModel, name: str) -> bool:
+        """Return whether `model` had `name` before, as one that was evicted and fetched again."""
+        links = self._links[model.kind].values()
+        is_the_same = model.sha256 is not None and self._used[model.kind][name] == model.sha256
+        return is_the_same and all(stem_of(link.name) != name for link in links)
 
     @staticmethod
     def _link(target: Path, link: Path) -> None:

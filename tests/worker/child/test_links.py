@@ -1,6 +1,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from model_cache.models import CachedModel
 from schemas.model_ref import Kind
 from worker.child.links import FOLDERS, LinkFolder, carriable
@@ -77,6 +79,42 @@ def test_a_replaced_file_gets_a_name_that_a1111_has_not_seen(tmp_path: Path) -> 
     assert links.show(new) == ("m-2", True)
     assert links.show(new) == ("m-2", False)
     assert [path.name for path in (tmp_path / "links" / "Lora").iterdir()] == ["m-2.safetensors"]
+
+
+def fetched(folder: Path, name: str, sha256: str | None, mtime_ns: int) -> CachedModel:
+    return replace(model(folder, name), sha256=sha256, mtime_ns=mtime_ns)
+
+
+def test_a_model_that_was_evicted_and_fetched_again_has_its_name_again(tmp_path: Path) -> None:
+    links = LinkFolder(tmp_path / "links")
+    first = fetched(tmp_path, "detail", "a" * 64, 1)
+    links.show(first)
+
+    first.path.unlink()
+    links.forget_gone(Kind.LORA)
+    again = fetched(tmp_path, "detail", "a" * 64, 2)
+
+    assert links.show(again) == ("detail", True)
+    assert links.show(replace(again, mtime_ns=3)) == (
+        "detail",
+        True,
+    )  # nobody noted that it was gone
+
+
+@pytest.mark.parametrize("sha256", ["b" * 64, None])
+def test_other_bytes_never_have_a_name_again(tmp_path: Path, sha256: str | None) -> None:
+    links = LinkFolder(tmp_path / "links")
+    links.show(fetched(tmp_path, "detail", sha256 and "a" * 64, 1))
+    links.show_only(Kind.LORA, [])
+
+    assert links.show(fetched(tmp_path, "detail", sha256, 2)) == ("detail-2", True)
+
+
+def test_two_files_of_the_same_bytes_have_two_names(tmp_path: Path) -> None:
+    links = LinkFolder(tmp_path / "links")
+    files = [fetched(tmp_path / place, "detail", "a" * 64, 1) for place in "ab"]
+
+    assert [links.show(file)[0] for file in files] == ["detail", "detail-2"]
 
 
 def test_a_checkpoint_that_a1111_would_take_for_a_vae_gets_another_name(tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ class Forked:
             with suppress(ProcessLookupError):  # It ended at this moment.
                 os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
@@ -96,11 +99,14 @@ class Nursery:
         self._beginning = threading.Lock()
         self._channel: socket.socket | None = None
 
-    def start(self, module: str, *argv: str) -> Forked:
-        """Start `python -m MODULE ARGV…` with pipes for its input and output, untraced, in the checkout."""
+    def start(self, module: str, *argv: str, stderr: int = 2) -> Forked:
+        """Start `python -m MODULE ARGV…` with pipes for its input and output, untraced, in the checkout.
+
+        What it says on its stderr goes to the file of that number, which stays open here.
+        """
         order = json.dumps({"module": module, "argv": argv, "environment": _untraced()})
         (input_, stdin), (stdout, output), (life, told) = os.pipe(), os.pipe(), os.pipe()
-        socket.send_fds(self._begun(), [order.encode()], [input_, output, 2, told])
+        socket.send_fds(self._begun(), [order.encode()], [input_, output, stderr, told])
         for number in (input_, output, told):
             os.close(number)
         return Forked(open(stdin, "w"), open(stdout), open(life))  # noqa: PTH123 - numbers; closed by Forked
@@ -116,7 +122,7 @@ class Nursery:
 
     def _process(self, end: socket.socket) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.forks", str(end.fileno()), *self._modules],
+            [sys.executable, "-m", "benchmarks.forks", str(end.fileno()), *self._modules],
             cwd=ROOT,
             env=_untraced(),
             stdin=subprocess.DEVNULL,
