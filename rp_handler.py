@@ -18,7 +18,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,8 +228,7 @@ def wait_until_ready(runner: Runner, webui: Webui, settings: Settings, stopping:
 def main() -> int:
     """Start the worker and serve until the SDK ends; return the exit code."""
     # Until the SDK's loop has its own: what was started is to be ended.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+    _heed(_leave)
     try:
         arguments, job = _arguments()
         with ExitStack() as stack:
@@ -300,7 +299,36 @@ def done(job: dict[str, Any], run: Run, limits: JobSettings) -> Any:
     """Return the answer to `job`, done here and now; on a terminal its progress is shown."""
     line = ProgressLine(sys.stderr)
     with line.above_log():
-        return asyncio.run(Jobs(line.watching(run), limits, online=False).handle(job))
+        return asyncio.run(_unless_told(Jobs(line.watching(run), limits, online=False).handle(job)))
+
+
+async def _unless_told(work: Coroutine[Any, Any, Any]) -> Any:
+    """Return what `work` returns; told to leave, cancel it, wait for its end and leave.
+
+    That happens between two of its steps: raised within one, as `_leave` does, an exit could leave a pool
+    with a thread that it has not noted yet, and that the interpreter would wait for without end.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    told: list[int] = []
+
+    def cancel(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        loop.call_soon_threadsafe(task.cancel)
+
+    _heed(cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if told:
+            sys.exit(128 + told[0])
+        raise
+    finally:
+        _heed(_leave)
+
+
+def _heed(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
