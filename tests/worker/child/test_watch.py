@@ -259,6 +259,6 @@ def test_the_end_of_a_load_is_seen_once_and_soon(world: World) -> None:
 
     (load_s,) = seen
     assert 1 <= load_s < 3
-    # Of a load, A1111 says as little as when it does nothing.
-    assert world.told[0]["stage"] == "loading"
-    assert world.told[-1]["stage"] == "sampling"
+    # Of a load, A1111 says as little as when it does nothing; of the time after the last step not always.
+    stages = list(dict.fromkeys(told["stage"] for told in world.told))
+    assert stages in (["loading", "sampling"], ["loading", "sampling", "encoding"])
