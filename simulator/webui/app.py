@@ -172,8 +172,7 @@ class Server:
         """Return the answer of a fault; None when the true answer shall follow after all."""
         if fault.kind == "hang":
             loop = asyncio.get_running_loop()
-            waiting = self._program.faults.wait_until_cleared
-            await loop.run_in_executor(ThreadPoolExecutor(1), waiting)
+            await loop.run_in_executor(ThreadPoolExecutor(1), fault.cleared.wait)
             return None
         if fault.kind == "drop" and request.transport is not None:
             request.transport.abort()

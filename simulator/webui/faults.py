@@ -35,7 +35,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from simulator.webui import failure
@@ -97,6 +97,8 @@ class Fault:
     exit_code: int | None = None
     delay_s: float = 0.05
     bytes: int = 64 << 20
+    cleared: threading.Event = field(init=False, default_factory=threading.Event)
+    """Set once nobody wants it any more: what stands still because of it goes on."""
 
     def body(self) -> dict[str, Any] | str:
         """Return what it answers."""
@@ -120,6 +122,10 @@ class Fault:
         os.kill(os.getpid(), self.signal)
 
 
+# What an order may say of a fault, and what is shown of it.
+_FIELDS = tuple(entry.name for entry in fields(Fault) if entry.init)
+
+
 @dataclass
 class Faults:
     """The faults that are set, the settings that make things slow, and the moments that end it all."""
@@ -133,8 +139,9 @@ class Faults:
     is_busy: Callable[[], bool] = lambda: False
     is_interrupted: Callable[[], bool] = lambda: False
     _faults: list[Fault] = field(default_factory=list)
+    _all: list[Fault] = field(default_factory=list)
+    """Those since the last clear, struck or not."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _cleared: threading.Event = field(default_factory=threading.Event)
     _leaked: list[bytearray] = field(default_factory=list)
     _broken: Fault | None = None
     """What broke the CUDA context."""
@@ -151,10 +158,11 @@ class Faults:
             raise _invalid(f"no such setting: {', '.join(sorted(unknown))}")
         with self._lock:
             if order.get("clear"):
-                self._faults = []
-                self._cleared.set()
-                self._cleared = threading.Event()
+                for fault in self._all:
+                    fault.cleared.set()
+                self._faults, self._all = [], []
             self._faults += faults
+            self._all += faults
         for name in SETTINGS:
             if name in order:
                 setattr(self, name, float(order[name]))
@@ -175,7 +183,7 @@ class Faults:
     def shown(self) -> dict[str, Any]:
         """Return what is set now."""
         with self._lock:
-            faults = [vars(fault) for fault in self._faults]
+            faults = [{name: getattr(fault, name) for name in _FIELDS} for fault in self._faults]
         return {**{name: getattr(self, name) for name in SETTINGS}, "faults": faults}
 
     def for_request(self, path: str) -> Fault | None:
@@ -257,19 +265,11 @@ class Faults:
         """What whoever asks the GPU is told once its context is broken."""
         return self._broken.text if self._broken else None
 
-    def wait_until_cleared(self) -> None:
-        """Stand still; as long as nothing clears the faults, for ever."""
-        with self._lock:
-            cleared = self._cleared
-        cleared.wait()
-
     def _stand_still(self, fault: Fault) -> None:
         if not fault.interruptible:
-            self.wait_until_cleared()
+            fault.cleared.wait()
             return
-        with self._lock:
-            cleared = self._cleared
-        while not cleared.wait(_POLL_S) and not self.is_interrupted():
+        while not fault.cleared.wait(_POLL_S) and not self.is_interrupted():
             pass
 
     def leak(self) -> None:
@@ -286,7 +286,7 @@ def _seconds(size: int, mb_s: float) -> float:
 def _fault(entry: object) -> Fault:
     if not isinstance(entry, dict):
         raise _invalid("a fault is an object")
-    unknown = set(entry) - set(Fault.__dataclass_fields__)
+    unknown = set(entry) - set(_FIELDS)
     if unknown or "kind" not in entry:
         raise _invalid(f"a fault has a kind and no {', '.join(sorted(unknown))}")
     fault = Fault(**{**_DEFAULTS.get(entry["kind"], {}), **entry})

@@ -62,6 +62,14 @@ class Container(World):
         """Make the running A1111 misbehave, see simulator/webui/faults.py."""
         requests.post(f"{self._url}/simulator/faults", json=order, timeout=10).raise_for_status()
 
+    def until_struck(self) -> None:
+        """Wait until the running A1111 has met each of its faults."""
+
+        def has_struck() -> bool:
+            return not requests.get(f"{self._url}/simulator/faults", timeout=10).json()["faults"]
+
+        self.until(has_struck, "A1111 is struck")
+
     def journal(self) -> dict[str, Any]:
         """Return what the running A1111 was asked and did since its start."""
         answer = requests.get(f"{self._url}/simulator/journal", timeout=10)
