@@ -15,16 +15,14 @@ import asyncio
 import logging
 import os
 import random
-import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
-from types import FrameType
 from typing import Any
 
 import rp_sdk
@@ -39,7 +37,7 @@ from worker.local import gallery
 from worker.local import saving as local
 from worker.local.terminal import ProgressLine
 from worker.log import logs, redact
-from worker.machine import hardware, preflight, preload
+from worker.machine import hardware, leaving, preflight, preload
 from worker.run import Runner
 
 log = logging.getLogger("rp_handler")
@@ -209,6 +207,24 @@ def _max_rss_bytes(settings: WebuiSettings) -> int | None:
     return int(0.9 * hardware.memory_bytes()) or None
 
 
+def assembled(settings: Settings, child: Child | None, stack: ExitStack) -> tuple[Webui, Runner]:
+    """Return the WebUI and the runner with everything under way that `stack` is to end.
+
+    Raises:
+        SettingsError: see `opened` and `made`.
+    """
+    client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
+    with leaving.kept_whole():
+        webui = watched(settings, child, client)
+        stack.callback(webui.stop, STOP_GRACE_S)
+        cache = opened(settings.cache, stack)
+    runner = made(settings, cache, client, webui)
+    runner.health.start()
+    stack.callback(runner.health.stop)
+    Thread(target=runner.check_storage, name="check-storage", daemon=True).start()
+    return webui, runner
+
+
 def wait_until_ready(runner: Runner, webui: Webui, settings: Settings, stopping: Event) -> None:
     """Return when the first job may come: with `eager` at once, else when A1111 answers.
 
@@ -219,16 +235,18 @@ def wait_until_ready(runner: Runner, webui: Webui, settings: Settings, stopping:
     """
     if not settings.webui.eager:
         webui.ready(Event())
-        if settings.webui.warm_up:
-            runner.warm_up(stopping)
-    elif settings.webui.warm_up:
-        Thread(target=runner.warm_up, args=(stopping,), name="warm-up", daemon=True).start()
+    if settings.webui.warm_up:
+        # On a thread of its own in any case: see worker/machine/leaving.py.
+        thread = Thread(target=runner.warm_up, args=(stopping,), name="warm-up", daemon=True)
+        thread.start()
+        if not settings.webui.eager:
+            thread.join()
 
 
 def main() -> int:
     """Start the worker and serve until the SDK ends; return the exit code."""
     # Until the SDK's loop has its own: what was started is to be ended.
-    _heed(_leave)
+    leaving.at_once()
     try:
         arguments, job = _arguments()
         with ExitStack() as stack:
@@ -263,13 +281,7 @@ def _serve(arguments: argparse.Namespace, job: dict[str, Any] | None, stack: Exi
         settings, child = simulated(settings, Path(links))
     else:
         settings, child = with_volume(settings), adopted(arguments, settings.webui)
-    client = WebuiClient(f"http://127.0.0.1:{settings.webui.port}")
-    webui = watched(settings, child, client)
-    stack.callback(webui.stop, STOP_GRACE_S)
-    runner = made(settings, opened(settings.cache, stack), client, webui)
-    runner.health.start()
-    stack.callback(runner.health.stop)
-    Thread(target=runner.check_storage, name="check-storage", daemon=True).start()
+    webui, runner = assembled(settings, child, stack)
     stopping = Event()
     stack.callback(stopping.set)
     wait_until_ready(runner, webui, settings, stopping)
@@ -299,40 +311,9 @@ def done(job: dict[str, Any], run: Run, limits: JobSettings) -> Any:
     """Return the answer to `job`, done here and now; on a terminal its progress is shown."""
     line = ProgressLine(sys.stderr)
     with line.above_log():
-        return asyncio.run(_unless_told(Jobs(line.watching(run), limits, online=False).handle(job)))
-
-
-async def _unless_told(work: Coroutine[Any, Any, Any]) -> Any:
-    """Return what `work` returns; told to leave, cancel it, wait for its end and leave.
-
-    That happens between two of its steps: raised within one, as `_leave` does, an exit could leave a pool
-    with a thread that it has not noted yet, and that the interpreter would wait for without end.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    told: list[int] = []
-
-    def cancel(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
-        loop.call_soon_threadsafe(task.cancel)
-
-    _heed(cancel)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if told:
-            sys.exit(128 + told[0])
-        raise
-    finally:
-        _heed(_leave)
-
-
-def _heed(handler: Callable[[int, FrameType | None], None]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-
-
-def _leave(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+        return asyncio.run(
+            leaving.unless_told(Jobs(line.watching(run), limits, online=False).handle(job))
+        )
 
 
 def _arguments() -> tuple[argparse.Namespace, dict[str, Any] | None]:

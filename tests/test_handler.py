@@ -1,10 +1,8 @@
 import asyncio
 import json
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -308,33 +306,3 @@ def test_a_mounted_volume_is_used(tmp_path: Path) -> None:
     settings = Settings(cache=CacheSettings(volume=tmp_path))
 
     assert with_volume(settings) is settings
-
-
-@pytest.fixture
-def restored() -> Iterator[None]:
-    """Signals mean afterwards what they meant before."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("restored")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_local_run_that_is_ended_is_never_ended_within_a_step(number: signal.Signals) -> None:
-    steps = []
-
-    async def work() -> None:
-        try:
-            os.kill(os.getpid(), number)
-            steps.append("the step goes on")
-            await asyncio.sleep(60)
-        finally:
-            steps.append("the job has ended")
-
-    with pytest.raises(SystemExit) as left:
-        asyncio.run(rp_handler._unless_told(work()))
-
-    assert left.value.code == 128 + number
-    assert steps == ["the step goes on", "the job has ended"]
