@@ -18,13 +18,18 @@ class Aim:
     value: float
     limit: float
 
+    @property
+    def holds(self) -> bool:
+        """Return whether it was reached."""
+        return self.value <= self.limit
+
     def as_json(self) -> dict[str, Any]:
         """Return the aim with its outcome."""
         return {
             "aim": self.aim,
             "value": round(self.value, 2),
             "limit": self.limit,
-            "holds": self.value <= self.limit,
+            "holds": self.holds,
         }
 
 

@@ -68,7 +68,7 @@ async def _answer(
     if fault is None:
         return await handler(request)
     await asyncio.sleep(fault.delay_s)
-    request[TWICE] = fault.twice
+    request[TWICE] = fault.twice, fault.same
     if fault.status is None or fault.twice:
         answer = await handler(request)
         await asyncio.sleep(fault.late_s)

@@ -33,6 +33,8 @@ class Fault:
     """The request is carried out and only its answer spoilt, as when a connection breaks late."""
     twice: bool = False
     """For `job-take`: what is handed out is handed out once more, to whoever asks next; all else is well."""
+    same: bool = False
+    """With `twice`: not to whoever asks next, but to the same worker when it asks again."""
     hits: int = 0
 
     def strikes(self, route: str) -> bool:

@@ -77,7 +77,8 @@ class JobQueue:
         self.retried = 0
         self.ended: list[Job] = []
         """In the order of their ends; a job that was retried is there again."""
-        self._again: deque[Job] = deque()
+        self._again: list[tuple[Job, str | None]] = []
+        """What is handed out once more, and to which worker; None: to any."""
 
     def submit(self, request: dict[str, Any], *, sync: bool, now: float) -> Job:
         """Queue a job. `request` is the body of `/run`; its policy must be valid.
@@ -97,20 +98,24 @@ class JobQueue:
         self.waiting.append(job)
         return job
 
-    def take(self, worker: str, count: int, now: float, *, twice: bool = False) -> list[Job]:
+    def take(
+        self, worker: str, count: int, now: float, *, twice: bool = False, same: bool = False
+    ) -> list[Job]:
         """Hand up to `count` jobs to `worker`, oldest first.
 
-        Those that are taken `twice` are handed out once more, to whoever asks next, unless they have
-        ended by then: as a queue does that delivers at least once. The result that counts is that of
-        the worker that was handed the job last.
+        Those that are taken `twice` are handed out once more, to whoever asks next or to the `same`
+        worker, unless they have ended by then: as a queue does that delivers at least once. The result
+        that counts is that of the worker that was handed the job last.
         """
-        again = [job for job in self._again if job.status is Status.IN_PROGRESS]
-        taken, self._again = again[:count], deque(again[count:])
+        again = [(job, to) for job, to in self._again if job.status is Status.IN_PROGRESS]
+        taken = [job for job, to in again if to in {None, worker}][:count]
+        self._again = [(job, to) for job, to in again if job not in taken]
         for job in taken:
             job.duplicates += 1
         while self.waiting and len(taken) < count:
             taken.append(self.waiting.popleft())
-        self._again.extend(taken if twice else ())
+        if twice:
+            self._again += [(job, worker if same else None) for job in taken]
         for job in taken:
             self.note(job, "taken", worker, now)
             job.status, job.worker, job.taken_at, job.named_at = (

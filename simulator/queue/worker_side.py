@@ -14,8 +14,8 @@ from simulator.queue.platform import PLATFORM, Platform
 from simulator.queue.state import Outcome
 
 BASE = "/v2/{endpoint}"
-TWICE = web.RequestKey("twice", bool)
-"""Whether the jobs that a take brings are to be handed out once more."""
+TWICE = web.RequestKey("twice", tuple[bool, bool])
+"""Whether the jobs that a take brings are to be handed out once more, and to the same worker."""
 TOLD = web.RequestKey("told", tuple[str, list[Job]])
 """Of which jobs the answer tells the worker, and what is noted of them if it never comes. There is none for
 progress: whether it arrived is of no consequence."""
@@ -28,8 +28,10 @@ async def _take(request: web.Request) -> web.Response:
     is_batch = "job-take-batch" in request.path
     count = int(request.query.get("batch_size", "1")) if is_batch else 1
 
+    twice, same = request.get(TWICE, (False, False))
+
     def jobs() -> list[Job]:
-        return platform.queue.take(worker, count, platform.now, twice=request.get(TWICE, False))
+        return platform.queue.take(worker, count, platform.now, twice=twice, same=same)
 
     taken = await platform.until(jobs, platform.options.hold_s)
     if not taken:

@@ -54,6 +54,31 @@ def streams(worker: str) -> bool:
     return manner_of(worker).endswith(STREAMING)
 
 
+@dataclass(frozen=True)
+class Worn:
+    """What a worker's memory grew by while it answered some jobs through the SDK's loop."""
+
+    worker: str
+    jobs: int
+    before_bytes: int
+    after_bytes: int
+
+    @property
+    def growth_mb(self) -> float:
+        """Return the difference, negative if it became less."""
+        return (self.after_bytes - self.before_bytes) / 1e6
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for people and programs."""
+        return {
+            "worker": self.worker,
+            "manner": manner_of(self.worker),
+            "jobs": self.jobs,
+            "resident_mb": round(self.after_bytes / 1e6, 1),
+            "growth_mb": round(self.growth_mb, 2),
+        }
+
+
 @dataclass
 class Berth:
     """The place of one worker, and who has it."""
@@ -82,7 +107,6 @@ class Fleet:
     leaving: list[Berth] = field(default_factory=list)
     """Who was told to stop and is at its last jobs."""
     left: list[tuple[str, str]] = field(default_factory=list)
-    most_resident_bytes: int = 0
     last_kill: float = 0.0
     """When the last worker was killed, in Unix time."""
     _latest: dict[str, float] = field(default_factory=dict)
@@ -163,11 +187,14 @@ class Fleet:
                 berth.stack.close()
                 self.berths[berth.slot] = self._begun(berth.slot, berth.number + 1)
 
+    def sizes(self) -> dict[str, int]:
+        """Return the memory of each worker, in bytes, by its name."""
+        return {berth.name: _resident(berth) for berth in self.berths}
+
     def end(self) -> None:
         """Stop all workers, with nothing to do any more, and look at what they leave."""
         for berth in self.berths:
             self._require_few_files(berth)
-            self.most_resident_bytes = max(self.most_resident_bytes, resident(berth))
             self._tell(berth)
         self.berths = []
         while self.leaving:
@@ -219,7 +246,7 @@ class Fleet:
         return True
 
 
-def resident(berth: Berth) -> int:
+def _resident(berth: Berth) -> int:
     """Return the memory of a worker, in bytes; 0 if it has ended."""
     try:
         status = Path(f"/proc/{berth.container.worker.pid}/status").read_text()

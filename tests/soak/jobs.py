@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.soak.fleet import manner_of, streams
+from tests.soak.fleet import streams
 from tests.soak.ledger import ACCEPTED, LOST, UNTOLD_PIECE, Asked, End, Ledger, digest
 from tests.soak.parts import TIME_SCALE, Queue
 from tests.soak.pieces import require_shown, whole
@@ -37,7 +37,7 @@ class Jobs:
     fetching, waiting and A1111's time."""
     statuses: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
-    """By workers of each manner, see tests/soak/fleet.py."""
+    """By the worker's name."""
     _sent: dict[str, Sent] = field(default_factory=dict)
     _ends: list[dict[str, Any]] = field(default_factory=list)
     """Of jobs whose id is not known yet, because /runsync has not answered."""
@@ -111,7 +111,7 @@ class Jobs:
         is_alone = told.count("taken") == 1 and LOST not in told
         self.statuses[raw["status"]] += 1
         if worker is not None and ACCEPTED in told:
-            self.answered[manner_of(worker)] += 1
+            self.answered[worker] += 1
         seen = strange = ""
         try:
             answer = self._answer(raw, told.count(UNTOLD_PIECE) if is_alone else None)

@@ -75,6 +75,7 @@ KINDS: tuple[Kind, ...] = (
     _queue("take dropped", route="job-take", status=0, times=2),
     _queue("jobs lost on their way", route="job-take", status=0, after=True, times=1),
     _queue("duplicate delivery", route="job-take", twice=True, times=2),
+    _queue("duplicate delivery to the same", route="job-take", twice=True, same=True, times=2),
     _queue("stop 500", route="job-stop", status=500, times=2),
     _queue("ping dropped", route="ping", status=0, times=1),
     Kind("disk full", "volume", {}, 3.0, frozenset({"VOLUME_FULL"})),

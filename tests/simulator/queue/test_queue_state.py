@@ -312,6 +312,16 @@ def test_a_job_that_is_taken_twice_goes_to_the_next_that_asks_and_then_no_more(
     assert queue.answer("w2", job.id, {"output": 1}, 9, 5) is Outcome.ACCEPTED
 
 
+def test_a_job_that_is_taken_twice_by_the_same_waits_until_it_asks_again(queue: JobQueue) -> None:
+    job = submit(queue)
+
+    assert queue.take("w1", 1, 1, twice=True, same=True) == [job]
+    assert queue.take("w2", 5, 2) == []
+    assert queue.take("w1", 5, 3) == [job]
+    assert queue.take("w1", 5, 4) == []
+    assert (job.takes, job.duplicates, job.worker) == (2, 1, "w1")
+
+
 def test_a_job_that_has_ended_is_not_handed_out_a_second_time(queue: JobQueue) -> None:
     job = submit(queue)
     queue.take("w1", 1, 1, twice=True)
