@@ -27,12 +27,13 @@ from schemas.model_ref import Kind
 from schemas.settings import CacheSettings, Settings, WebuiSettings
 from simulator import models as files
 from simulator.pickles import write_pickle
+from simulator.webui import starts
 from tests.conftest import ROOT
 from tests.worker.keeping import kept
 from worker.child.client import WebuiClient
 from worker.child.links import LinkFolder
 from worker.child.process import WebuiProcess, spawn
-from worker.child.webui import Webui
+from worker.child.webui import State, Webui
 from worker.generation.access import Access
 from worker.generation.catalog import UnlistedError
 from worker.generation.session import Session
@@ -54,7 +55,8 @@ class World:
         links = folder / "links"
         self.url = f"http://127.0.0.1:{port}"
         self._argv = [sys.executable, "-m", "simulator", "webui", "--port", str(port)]
-        self._argv += ["--models-dir", str(links)]
+        self.starts = folder / "starts.json"
+        self._argv += ["--models-dir", str(links), "--starts", str(self.starts)]
         settings = Settings(
             cache=CacheSettings(volume=folder, allow_pickle=(Kind.UPSCALER,)),
             webui=WebuiSettings(port=port, links=links, stop_s=0.3),
@@ -164,6 +166,27 @@ def test_the_restart_for_an_upscaler_waits_for_the_job_that_is_being_drawn(
         world.run("POST", EXTRAS, image=picture(), upscaler_1="4x-Sharp")
 
         assert drawn.result()["images"]
+    assert len(world.webui.restarts) == 1
+
+
+def test_whoever_is_cancelled_while_a1111_starts_for_his_upscaler_waits_no_longer(
+    world: World, tmp_path: Path
+) -> None:
+    write_upscaler(tmp_path, "4x-Sharp")
+    starts.tell(world.starts, {"boot_s": 2})
+    cancelled = Event()
+    wish: dict[str, Any] = {"image": picture(), "upscaler_1": "4x-Sharp"}
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(world.run, "POST", EXTRAS, cancelled, **wish)
+        deadline = time.monotonic() + 10
+        while not world.webui.restarts and time.monotonic() < deadline:
+            time.sleep(0.01)
+        cancelled.set()
+
+        assert isinstance(asked.exception(), JobCancelledError)
+        assert world.webui.state is State.STARTING
+
+    assert world.run("POST", EXTRAS, **wish)["image"]
     assert len(world.webui.restarts) == 1
 
 
