@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 SEED = 411
 ARGUMENTS = ("--seed", SEED, "--jobs", 1000, "--minutes", 0.42, "--workers", 2, "--at-once", 8)
 PACE = ("--concurrency", 3, "--every-s", 0.75, "--calm-jobs", 40, "--memory-jobs", 50)
-# Those that find nothing to break, or wait for another one at the same place, are not injected; a busy
-# machine gets less done.
-LEAST_KINDS = len(KINDS) // 2
+# Those that find nothing to break, or wait for another one at the same place, are not injected: 25 s are
+# enough for 20. With six busy loops beside it a machine of two cores got 15 done.
+LEAST_KINDS = len(KINDS) // 3
 LEAST_JOBS = 40
 
 
@@ -40,11 +40,11 @@ def test_no_job_is_lost_duplicated_or_wrong_and_nothing_is_left(told: dict[str, 
     assert [aim["holds"] for aim in told["aims"]] == [True] * 7
 
 
-def test_faults_of_most_kinds_struck_meanwhile(told: dict[str, Any]) -> None:
+def test_faults_of_many_kinds_struck_everywhere_meanwhile(told: dict[str, Any]) -> None:
     struck = {name for name, count in told["faults"].items() if count}
 
     assert len(struck) >= LEAST_KINDS
-    assert {"worker kill -9", "worker SIGTERM", "webui kill -9", "hub kill -9"} & struck
+    assert {"webui", "worker", "hub", "queue"} <= {name.partition(" ")[0] for name in struck}
 
 
 def test_workers_of_all_manners_answered_jobs(told: dict[str, Any]) -> None:
