@@ -1,8 +1,7 @@
 import json
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
@@ -28,10 +27,12 @@ ODD = {
 
 @pytest.fixture
 def odd_server() -> Iterator[WebuiClient]:
+    may_answer = Event()
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path.endswith("slow"):
-                time.sleep(0.5)
+                may_answer.wait()
             status, body, length = ODD.get(self.path, (200, b"{}", None))
             self.send_response(status)
             self.send_header("Content-Length", str(length or len(body)))
@@ -47,6 +48,7 @@ def odd_server() -> Iterator[WebuiClient]:
     try:
         yield WebuiClient(f"http://127.0.0.1:{server.server_port}")
     finally:
+        may_answer.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -77,79 +79,16 @@ def test_nobody_listening_means_that_nothing_was_asked() -> None:
         WebuiClient("http://127.0.0.1:9").post("txt2img", {}, timeout_s=1)
 
 
+INVALID = {"detail": [{"loc": ["body", "steps"], "msg": "value is not a valid integer"}]}
+NO_IMAGE = {"error": "HTTPException", "detail": "Invalid encoded image", "errors": ""}
+
+
 @pytest.mark.parametrize(
     ("status", "answer", "error", "words"),
     [
-        pytest.param(
-            422,
-            {"detail": [{"loc": ["body", "steps"], "msg": "value is not a valid integer"}]},
-            InvalidInputError,
-            "steps: value is not",
-            id="pydantic",
-        ),
+        pytest.param(422, INVALID, InvalidInputError, "steps: value is not", id="pydantic"),
         pytest.param(404, {"detail": "Not Found"}, InvalidInputError, "Not Found", id="router"),
-        pytest.param(
-            500,
-            {"error": "HTTPException", "detail": "Invalid encoded image", "errors": ""},
-            InvalidInputError,
-            "Invalid encoded image",
-            id="HTTPException with 500 is the caller's",
-        ),
-        pytest.param(
-            500,
-            {"error": "RuntimeError", "detail": "", "errors": "shapes do not match"},
-            BackendFailedError,
-            "RuntimeError: shapes do not",
-            id="handler",
-        ),
-        pytest.param(
-            500,
-            {"error": "OutOfMemoryError", "detail": "", "errors": "CUDA out of memory."},
-            BackendOutOfMemoryError,
-            "memory",
-            id="out of memory",
-        ),
-        pytest.param(
-            500,
-            {
-                "error": "RuntimeError",
-                "errors": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
-            },
-            BackendOutOfMemoryError,
-            "memory",
-            id="out of memory in cuBLAS",
-        ),
-        pytest.param(
-            500,
-            {"error": "AcceleratorError", "errors": "CUDA error: device-side assert triggered"},
-            BackendCrashedError,
-            "The state of the GPU is broken: CUDA error: device-side",
-            id="a CUDA context that does not recover",
-        ),
-        pytest.param(
-            500,
-            {"error": "RuntimeError", "errors": "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"},
-            BackendCrashedError,
-            "cuDNN",
-            id="cuDNN",
-        ),
-        pytest.param(
-            500,
-            {
-                "error": "RuntimeError",
-                "errors": "CUDA error: no kernel image is available for execution on the device",
-            },
-            BackendFailedError,
-            "no program for this GPU",
-            id="the wrong flavour for the GPU",
-        ),
-        pytest.param(
-            500,
-            {"error": "AssertionError", "detail": "", "errors": ""},
-            BackendFailedError,
-            "AssertionError",
-            id="bare assert",
-        ),
+        pytest.param(500, NO_IMAGE, InvalidInputError, "Invalid encoded", id="the caller's by 500"),
         pytest.param(502, "<html>", BackendFailedError, "status 502", id="not an object"),
     ],
 )
@@ -157,6 +96,32 @@ def test_each_error_shape_of_a1111_keeps_its_words(
     status: int, answer: object, error: type[WorkerError], words: str
 ) -> None:
     failed = failure(status, json.dumps(answer).encode())
+
+    assert type(failed) is error
+    assert words in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("exception", "error", "words"),
+    [
+        ("RuntimeError: shapes do not match", BackendFailedError, "RuntimeError: shapes do not"),
+        ("AssertionError", BackendFailedError, "AssertionError"),
+        ("OutOfMemoryError: CUDA out of memory.", BackendOutOfMemoryError, "memory"),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED", BackendOutOfMemoryError, "memory"),
+        # A CUDA context that does not recover.
+        ("AcceleratorError: CUDA error: device-side assert", BackendCrashedError, "broken: CUDA"),
+        ("RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", BackendCrashedError, "cuDNN"),
+        # The wrong flavour of the image for the GPU.
+        ("RuntimeError: CUDA error: no kernel image is available", BackendFailedError, "program"),
+    ],
+)
+def test_an_exception_in_a1111_is_told_by_its_kind_and_its_words(
+    exception: str, error: type[WorkerError], words: str
+) -> None:
+    kind, _, said = exception.partition(": ")
+    answer = {"error": kind, "detail": "", "errors": said}
+
+    failed = failure(500, json.dumps(answer).encode())
 
     assert type(failed) is error
     assert words in str(failed)
