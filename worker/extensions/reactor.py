@@ -29,7 +29,7 @@ IMAGE = 0
 """The place of the picture that the faces are taken from."""
 NONE = "None"
 
-_ENABLE, _MODEL, _RESTORER, _UPSCALER, _SCALE = 1, 4, 5, 8, 9
+_ENABLE, _MODEL, _RESTORER, UPSCALER, _SCALE = 1, 4, 5, 8, 9
 _SOURCE_FACES, _TARGET_FACES, _SELECT_SOURCE, _FACE_MODEL = 2, 3, 22, 23
 _FROM_FILE = 1
 # In place of null, at which it fails in most places.
@@ -73,6 +73,15 @@ def plain(arguments: Sequence[Any], field: str, max_pixels: int) -> list[Any]:
     return [_whole(value) for value in found]
 
 
+def upscaler(arguments: Sequence[Any]) -> str | None:
+    """Return the upscaler that is to be used, which ReActor would do without in silence.
+
+    None if ReActor is off, or where no name is; that it may be named is for `require_permitted`.
+    """
+    name = arguments[UPSCALER] if len(arguments) > UPSCALER and arguments[_ENABLE] is True else None
+    return name if isinstance(name, str) else None
+
+
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -108,9 +117,9 @@ def require_permitted(
         return
     _require_source(whole, field)
     # Restorers are looked for as upscalers are.
-    for place in (_RESTORER, _UPSCALER):
+    for place in (_RESTORER, UPSCALER):
         require_upscaler(f"{field}[{place}]", whole[place], links)
-    if whole[_UPSCALER] != NONE:
+    if whole[UPSCALER] != NONE:
         _require_pixels(whole[_SCALE], f"{field}[{_SCALE}]", job, limits)
 
 

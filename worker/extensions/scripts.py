@@ -138,11 +138,22 @@ def detectors(entries: Mapping[str, Any], limits: JobSettings) -> dict[str, str]
     }
 
 
-def upscaler(job: Generation) -> str | None:
-    """Return the name of the upscaler that the script of `job` is to use; None for none, or a number."""
-    is_upscale = (job.script_name or "").lower() == UPSCALE
-    name = job.script_args[_UPSCALER] if is_upscale and len(job.script_args) > _UPSCALER else None
-    return name if isinstance(name, str) else None
+def upscalers(job: Generation, limits: JobSettings) -> dict[str, str]:
+    """Return the upscalers that the scripts of `job` name, by their paths in the request.
+
+    Args:
+        job: the request, with its scripts `respelled`.
+        limits: which scripts get what they are sent.
+    """
+    found = {
+        f"alwayson_scripts.{name}.args[{reactor.UPSCALER}]": reactor.upscaler(arguments)
+        for name, arguments in _given(job.alwayson_scripts, reactor.SCRIPT)
+        if name.lower() not in _added(limits)
+    }
+    if (job.script_name or "").lower() == UPSCALE and len(job.script_args) > _UPSCALER:
+        found[UPSCALER_FIELD] = job.script_args[_UPSCALER]
+    # SD upscale takes a number, too.
+    return {field: name for field, name in found.items() if isinstance(name, str)}
 
 
 def respelled(

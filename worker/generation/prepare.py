@@ -257,10 +257,10 @@ class Preparation:
     def _script(self, job: Generation, session: Session, pictures: Sequence[str]) -> dict[str, Any]:
         if not job.script_name and not job.alwayson_scripts:
             return {}
-        if upscaler := scripts.upscaler(job):
-            session.catalog.require_upscaler(scripts.UPSCALER_FIELD, upscaler)
-        offered = session.catalog.arguments(img2img=isinstance(job, Img2Img))
         limits = self._settings.job
+        for at, upscaler in scripts.upscalers(job, limits).items():
+            session.catalog.require_upscaler(at, upscaler)
+        offered = session.catalog.arguments(img2img=isinstance(job, Img2Img))
         return scripts.checked(job, offered, pictures, limits, self._links.root)
 
     def _detectors(self, job: Generation, session: Session) -> list[str]:

@@ -8,7 +8,7 @@ from schemas.settings import JobSettings
 from simulator.webui import catalogue, extensions
 from tests.parsing import parse
 from tests.worker.calling import picture
-from worker.extensions.scripts import checked, detectors, respelled
+from worker.extensions.scripts import checked, detectors, respelled, upscalers
 
 LIMITS = JobSettings()
 INFO = [
@@ -360,6 +360,28 @@ def test_weights_that_reactor_would_do_without_are_missed(
         settled(swapped(place, name), links=tmp_path)
 
     assert caught.value.details["field"] == f"alwayson_scripts.reactor.args[{place}]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "scripts", "wanted"),
+    [
+        pytest.param({8: "4x-Sharp"}, (), "4x-Sharp", id="named"),
+        pytest.param({8: 1}, (), None, id="a number"),
+        pytest.param({1: False, 8: "4x-Sharp"}, (), None, id="ReActor is off"),
+        pytest.param({8: "4x-Sharp"}, ("ReActor",), None, id="not looked at"),
+    ],
+)
+def test_an_upscaler_of_reactors_is_wanted_where_reactor_would_use_it(
+    changes: dict[int, Any], scripts: tuple[str, ...], wanted: str | None
+) -> None:
+    arguments = [picture(64), True, "0", "0", "inswapper_128.onnx", "None", 1, True, "None"]
+    for place, value in changes.items():
+        arguments[place] = value
+    job = parse({"prompt": "a cat", **always_on("reactor", *arguments)}, LIMITS).job
+
+    found = upscalers(job, JobSettings(scripts=scripts))
+
+    assert found == ({"alwayson_scripts.reactor.args[8]": wanted} if wanted else {})
 
 
 def test_reactor_without_a_model_says_where_it_belongs() -> None:

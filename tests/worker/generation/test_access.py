@@ -6,7 +6,7 @@ import io
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Timer
@@ -48,15 +48,17 @@ class World:
     """A runner whose A1111, the simulator, is its own child."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        # Nobody else gets the number between two processes: it is held, and nothing listens there.
+        self.held = socket.socket()
+        self.held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.held.bind(("127.0.0.1", 0))
+        port = int(self.held.getsockname()[1])
         files.write_checkpoint(folder / "models" / "checkpoints" / "a.safetensors", seed="a")
         links = folder / "links"
         self.url = f"http://127.0.0.1:{port}"
         self._argv = [sys.executable, "-m", "simulator", "webui", "--port", str(port)]
         self.starts = folder / "starts.json"
-        self._argv += ["--models-dir", str(links), "--starts", str(self.starts)]
+        self._argv += ["--models-dir", str(links), "--starts", str(self.starts), "--reactor"]
         settings = Settings(
             cache=CacheSettings(volume=folder, allow_pickle=(Kind.UPSCALER,)),
             webui=WebuiSettings(port=port, links=links, stop_s=0.3),
@@ -68,7 +70,7 @@ class World:
                 return requests.get(f"{self.url}/sdapi/v1/memory", timeout=2).ok
             return False
 
-        self.webui = Webui(self._start(), self._start, answers, ready_timeout_s=20)
+        self.webui = Webui(self._start(), self._start, answers, ready_timeout_s=60)
         self.runner = Runner(ModelCache(settings.cache), client, self.webui, settings)
         self.runner.show_models()
         self.webui.ready(Event())
@@ -93,8 +95,9 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path)
-    yield made
-    made.webui.stop(1)
+    with made.held:
+        yield made
+        made.webui.stop(1)
 
 
 def picture() -> str:
@@ -190,14 +193,30 @@ def test_whoever_is_cancelled_while_a1111_starts_for_his_upscaler_waits_no_longe
     assert len(world.webui.restarts) == 1
 
 
+def swap(upscaler: str) -> dict[str, Any]:
+    """Return ReActor's arguments up to its upscaler."""
+    arguments = [picture(), True, "0", "0", "inswapper_128.onnx", "None", 1, True, upscaler]
+    return {"alwayson_scripts": {"reactor": {"args": arguments}}}
+
+
+def enlarge(upscaler: str) -> dict[str, Any]:
+    return {
+        "init_images": [picture()],
+        "script_name": "SD upscale",
+        "script_args": [None, 8, upscaler, 2],
+    }
+
+
+@pytest.mark.parametrize("script", [enlarge, swap])
 def test_a_script_may_name_an_upscaler_that_came_after_a1111_started(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, script: Callable[[str], dict[str, Any]]
 ) -> None:
     write_upscaler(tmp_path, "4x-Sharp")
-    script = {"script_name": "SD upscale", "script_args": [None, 8, "4x-Sharp", 2]}
 
-    assert world.make(init_images=[picture()], **script)["images"]
-    assert len(world.webui.restarts) == 1
+    for _ in range(2):
+        assert world.make(**script("4x-Sharp"))["images"]
+
+    assert world.webui.restarts == ("the upscaler 4x-Sharp came after it had started",)
 
 
 def test_two_jobs_that_want_the_same_new_upscaler_cost_one_restart(
@@ -205,11 +224,11 @@ def test_two_jobs_that_want_the_same_new_upscaler_cost_one_restart(
 ) -> None:
     write_upscaler(tmp_path, "4x-Sharp")
 
-    def enlarge(_number: int) -> Any:
+    def ask(_number: int) -> Any:
         return world.run("POST", EXTRAS, image=picture(), upscaler_1="4x-Sharp")["image"]
 
     with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(enlarge, range(4)))
+        assert all(threads.map(ask, range(4)))
 
     assert len(world.webui.restarts) == 1
 
@@ -244,7 +263,10 @@ def test_an_upscaler_that_a1111_does_not_list_is_refused_and_costs_no_restart_af
             world.run("POST", EXTRAS, image=picture(), upscaler_1="odd")
     with pytest.raises(InvalidInputError, match=r"knows no '\.\./none'"):
         world.run("POST", EXTRAS, image=picture(), upscaler_1="../none")
+    with pytest.raises(InvalidInputError, match="knows no 'none'") as caught:
+        world.make(**swap("none"))
 
+    assert caught.value.details["field"] == "alwayson_scripts.reactor.args[8]"
     assert len(world.webui.restarts) == 1
 
 
