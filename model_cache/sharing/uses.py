@@ -144,9 +144,9 @@ class Uses:
             now = self._clock()
             with self._state:
                 for path in held:
-                    self._held[path] -= 1
-                    if not self._held[path]:
-                        del self._held[path]
+                    # None is left after `close`, which waits for nobody.
+                    if (count := self._held.pop(path, 1) - 1) > 0:
+                        self._held[path] = count
                     self._noted[path] = now
 
     def in_use(self) -> frozenset[Path]:
