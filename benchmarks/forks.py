@@ -99,12 +99,15 @@ class Nursery:
         self._beginning = threading.Lock()
         self._channel: socket.socket | None = None
 
-    def start(self, module: str, *argv: str, stderr: int = 2) -> Forked:
+    def start(self, module: str, *argv: str, stderr: int = 2, **environment: str) -> Forked:
         """Start `python -m MODULE ARGV…` with pipes for its input and output, untraced, in the checkout.
 
-        What it says on its stderr goes to the file of that number, which stays open here.
+        What it says on its stderr goes to the file of that number, which stays open here. `environment`
+        is added to ours.
         """
-        order = json.dumps({"module": module, "argv": argv, "environment": _untraced()})
+        order = json.dumps(
+            {"module": module, "argv": argv, "environment": {**_untraced(), **environment}}
+        )
         (input_, stdin), (stdout, output), (life, told) = os.pipe(), os.pipe(), os.pipe()
         socket.send_fds(self._begun(), [order.encode()], [input_, output, stderr, told])
         for number in (input_, output, told):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +98,14 @@ def running(*argv: object) -> Iterator[Simulator]:
     It is not traced for coverage: tests/contract and tests/simulator have its code in their own
     process, and here it would take its time from what is tested.
     """
-    process = NURSERY.start("simulator", *map(str, argv), "--port", "0")
-    try:
-        yield Simulator(json.loads(process.stdout.readline())["url"], process)
-    finally:
-        process.kill()
-        process.communicate()
+    # Killed, it takes no file of its own away.
+    with tempfile.TemporaryDirectory(prefix="simulator-") as scratch:
+        process = NURSERY.start("simulator", *map(str, argv), "--port", "0", TMPDIR=scratch)
+        try:
+            yield Simulator(json.loads(process.stdout.readline())["url"], process)
+        finally:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """start.sh, run for real; only the interpreters are stand-ins."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,7 @@ def test_a1111_does_not_outlive_a_killed_worker(container: Container) -> None:
 
 
 def wait_for(happens: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not happens():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -330,9 +331,16 @@ def test_the_container_does_a_job_and_leaves_nothing_running(
         f'exec {sys.executable} -m simulator webui --models-dir {container.root}/none "$@"\n',
     )
     environ = container.environ | queue.get("/simulator/env?worker=w1")
-    environ |= {"WORKER_PYTHON": sys.executable, "A1111_WEBUI_PORT": str(free_port())}
-    environ |= {"RUNPOD_LOG_LEVEL": "WARN"}
-    with subprocess.Popen([START_SH], env=environ, stderr=subprocess.PIPE, text=True) as process:
+    environ |= {"WORKER_PYTHON": sys.executable, "RUNPOD_LOG_LEVEL": "WARN"}
+    with (
+        held_port() as port,
+        subprocess.Popen(
+            [START_SH],
+            env=environ | {"A1111_WEBUI_PORT": str(port)},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         try:
             job = {"input": {"prompt": "a lighthouse", "steps": 2, "width": 64, "height": 64}}
             answer = queue.post("/v2/sim/runsync", job)
@@ -348,10 +356,13 @@ def test_the_container_does_a_job_and_leaves_nothing_running(
     assert [pid for pid in children.split() if Path("/proc", pid).exists()] == []
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """Yield a port for a child; nobody else gets it meanwhile, for it is taken, and nothing listens."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 def test_help_is_printed_on_request(container: Container) -> None:

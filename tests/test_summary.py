@@ -173,7 +173,10 @@ def test_a_job_that_takes_too_long_timed_out(ended: Ended) -> None:
     ("run", "words"),
     [
         (until_ended, "cancelled: The job was cancelled while it was being generated. ("),
-        (lambda *_: Event().wait(0.1), "cancelled: The job was cancelled; it was done already. ("),
+        (
+            lambda _job, over, *_: over.wait(30),
+            "cancelled: The job was cancelled; it was done already. (",
+        ),
     ],
 )
 def test_a_cancelled_job_is_told_once(ended: Ended, run: Run, words: str) -> None:

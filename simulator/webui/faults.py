@@ -16,7 +16,8 @@ A fault is a JSON object with a `kind`. Those that spoil a request:
     die         booting, idle, loading, sampling (at a step), answering: end the process by `signal`,
                 or with `exit_code`
     stall       booting, loading, sampling: stop until faults are cleared; an `interruptible` one
-                also ends with an interrupt, which A1111 looks at between steps only
+                also ends with an interrupt, which A1111 looks at between steps only; what the
+                order that clears it adds for the same moment strikes there at once
     oom         loading, sampling: fail as a GPU without memory does, and go on
     cuda        loading, sampling: fail with `error` and `text`; so does every load and every step from
                 then on until the process ends, cleared or not, as a CUDA context does not recover
@@ -229,6 +230,8 @@ class Faults:
                 self._broken = fault
             else:
                 self._strike(fault)
+                if fault.cleared.is_set():  # The order that did so may want another thing of it.
+                    self.at(moment, path)
         if self._broken is not None and moment in _WORK:
             raise WebuiError(self._broken.error, self._broken.text)
 

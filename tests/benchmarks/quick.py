@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-QUICK_S = 180
+QUICK_S = 300
 
 
 def figures(name: str) -> dict[str, Any]:

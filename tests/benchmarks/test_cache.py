@@ -13,6 +13,7 @@ from benchmarks.stock import Stock, stocked
 from model_cache.cache import ModelCache
 from schemas.errors import SourceError
 from schemas.model_ref import Kind, ModelRef
+from tests.benchmarks.quick import QUICK_S
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -119,7 +120,7 @@ def test_a_quick_run_ends_with_figures(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=QUICK_S,
         check=False,
     )
 

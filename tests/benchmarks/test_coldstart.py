@@ -180,6 +180,8 @@ def test_a_quick_run_ends_with_a_picture_from_both_and_their_figures() -> None:
     rows = {row["what"].rpartition("D 0.2, ")[2]: row for row in told["rows"]}
     assert (told["bench"], told["runs"]) == ("coldstart", 1)
     assert rows[OLDER]["loads"] == 2
-    assert rows[EAGER]["s"] > rows["L alone"]["s"] >= 0.2
+    # Booted, and then loaded, in 0.2 s each at least; how long each took beside that is chance.
+    assert rows["L alone"]["s"] >= 0.2
+    assert rows[EAGER]["s"] >= 0.2 + 0.2
     assert rows[f"start of {own_start.WORKER}"]["rss_mib"] > 10
     assert told["aims"][0]["limit"] == 1.05

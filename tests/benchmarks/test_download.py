@@ -9,6 +9,7 @@ from benchmarks.download import SCENES, require, scaled, size_of
 from benchmarks.engines import OURS, PEERS
 from benchmarks.link import DISTANT, MIB, THROTTLED, UNTHROTTLED
 from benchmarks.verdict import Model
+from tests.benchmarks.quick import QUICK_S
 
 ROOT = Path(__file__).parent.parent.parent
 SIZE = 2048 * MIB
@@ -69,7 +70,7 @@ def test_a_quick_run_ends_with_figures_of_every_engine(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=QUICK_S,
         check=False,
     )
 
@@ -81,7 +82,8 @@ def test_a_quick_run_ends_with_figures_of_every_engine(tmp_path: Path) -> None:
     assert all(row["s"] > 0 and row["measured_mib"] == 8 for row in told["rows"])
     crowd = told["aims"][-1]
     assert (crowd["aim"], crowd["limit"]) == ("2 workers at once: bytes served / size", 1.0)
-    assert 1.0 <= crowd["value"] < 1.5
+    # See test_engines.py: less than each for itself.
+    assert 1.0 <= crowd["value"] < 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -50,8 +50,8 @@ def test_every_engine_brings_the_file_by_tls_and_tells_what_it_took(
 
     assert hashlib.sha256(usage.path.read_bytes()).hexdigest() == by_tls.sha256
     assert usage.path.is_relative_to(by_tls.folder)
-    assert 0 < usage.s < 10
-    assert 0 < usage.cpu_s < 10
+    assert 0 < usage.s < 60
+    assert 0 < usage.cpu_s < 60
     assert MIB < usage.peak_rss_bytes < 1 << 30
 
 
@@ -88,8 +88,8 @@ def test_workers_that_want_one_model_at_once_cost_the_host_one_file(
 
     crowd = crowded(order, 3, host, ENVIRON)
 
-    # On a busy machine the last part may be asked for once more, to be done sooner.
-    assert SIZE <= crowd.served_bytes < 1.5 * SIZE
+    # On a busy machine what is left may be asked for once more, to be done sooner; never all of it.
+    assert SIZE <= crowd.served_bytes < 2 * SIZE
     assert len(crowd.usages) == 3
     assert crowd.slowest_s == max(usage.s for usage in crowd.usages)
 

@@ -111,7 +111,7 @@ def test_a_slow_link_takes_its_time(host: Hosted, link: Link, least_s: float) ->
 
     assert get(host, link).content == CONTENT
 
-    assert least_s * 0.99 <= time.monotonic() - started < least_s + 1.0
+    assert time.monotonic() - started >= least_s * 0.99
 
 
 @pytest.mark.slow

@@ -207,7 +207,7 @@ def test_a_worker_killed_while_it_takes_over_is_followed_as_well(
 
         assert third.ensure(name=f"x{number}", url=model.url)["read"] == model.sha256, step
 
-        assert time.monotonic() - started < 5, step
+        assert time.monotonic() - started < 20, step
         assert third.wait() == 0
         world.require_sound()
 
@@ -234,8 +234,8 @@ def test_of_five_that_wait_for_a_holder_that_is_killed_one_takes_over_within_sec
     took_s = wait_until(lambda: world.sent(model) > before)
     answers = [worker.answer() for worker in waiting]
 
-    assert took_s < pace.ttl_s + 2
-    assert time.monotonic() - killed_at < 20
+    assert took_s < pace.ttl_s + 10
+    assert time.monotonic() - killed_at < 30
     assert [answer["read"] for answer in answers] == [model.sha256] * 5
     assert sorted(answer["cached"] for answer in answers) == [False, True, True, True, True]
     assert world.sent(model) - before <= size - kept + 2 * pace.segment_bytes

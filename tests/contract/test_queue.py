@@ -3,6 +3,7 @@
 import base64
 import io
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,7 +50,7 @@ def progress(webui: Webui) -> dict[str, Any]:
 
 def until(webui: Webui, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Return the first progress for which `holds`."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         found = progress(webui)
         if holds(found):
@@ -174,10 +175,12 @@ def test_an_interrupt_or_skip_while_idle_hits_no_job(slow: WebuiProcess) -> None
 
 
 def test_a_skip_ends_one_picture_and_goes_on(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
+    slow.faults(faults=[{"kind": "stall", "after": 60}])
     done = aside.submit(job, slow, n_iter=3, steps=40)
     until(slow, lambda found: found["state"]["job_no"] == 1 and running(found))
 
     slow.post("skip")
+    slow.faults(clear=True)
 
     answer = done.result()
     assert len(answer["images"]) == 3
@@ -212,7 +215,7 @@ def test_jobs_run_one_by_one_in_the_order_they_came(
 def test_lists_do_not_wait_for_the_running_job(
     slow: WebuiProcess, aside: ThreadPoolExecutor, path: str
 ) -> None:
-    done = aside.submit(job, slow, steps=100, width=512, height=512)
+    done = aside.submit(job, slow, steps=1000, width=512, height=512)
     until(slow, running)
     times = []
     for _ in range(15):
@@ -231,17 +234,22 @@ def test_lists_do_not_wait_for_the_running_job(
 def test_refreshing_waits_for_the_running_job(
     slow: WebuiProcess, aside: ThreadPoolExecutor, path: str
 ) -> None:
+    slow.faults(faults=[{"kind": "stall", "after": 20}])
     done = aside.submit(job, slow, steps=40)
     until(slow, running)
 
-    assert slow.post(path).status_code == 200
+    refreshing = aside.submit(requests.post, f"{slow.url}/sdapi/v1/{path}", timeout=30)
+    time.sleep(0.1)
+    assert not refreshing.done()
+    slow.faults(clear=True)
 
+    assert refreshing.result().status_code == 200
     assert progress(slow)["state"]["job"] == ""
     done.result()
 
 
 def test_refreshing_loras_does_not_wait(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
-    done = aside.submit(job, slow, steps=100)
+    done = aside.submit(job, slow, steps=1000)
     until(slow, running)
 
     assert slow.post("refresh-loras").status_code == 200
@@ -254,20 +262,21 @@ def test_refreshing_loras_does_not_wait(slow: WebuiProcess, aside: ThreadPoolExe
 def test_setting_a_checkpoint_waits_but_the_option_changes_at_once(
     slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
-    first = aside.submit(job, slow, steps=50)
+    before = len(asked(slow))
+    first = aside.submit(job, slow, steps=1000)
     until(slow, running)
     second = aside.submit(job, slow, steps=2)
-    time.sleep(0.05)
+    until(slow, lambda _: len(asked(slow)) == before + 2)
     setting = aside.submit(
         requests.post,
         f"{slow.url}/sdapi/v1/options",
         json={"sd_model_checkpoint": "beta"},
         timeout=30,
     )
-    time.sleep(0.1)
+    until(slow, lambda _: slow.options()["sd_model_checkpoint"] == "beta")
 
-    assert slow.options()["sd_model_checkpoint"] == "beta"
     assert not setting.done()
+    slow.post("interrupt")
     assert '"sd_model_name": "alpha"' in first.result()["info"]
     # Queued before, but run after the option changed.
     assert '"sd_model_name": "beta"' in second.result()["info"]
@@ -275,7 +284,7 @@ def test_setting_a_checkpoint_waits_but_the_option_changes_at_once(
 
 
 def test_other_options_do_not_wait(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
-    done = aside.submit(job, slow, steps=100)
+    done = aside.submit(job, slow, steps=1000)
     until(slow, running)
 
     assert slow.post("options", {"jpeg_quality": 70}).status_code == 200
@@ -290,21 +299,22 @@ def test_a_client_that_goes_away_does_not_stop_its_job(slow: WebuiProcess) -> No
     with pytest.raises(requests.Timeout):
         requests.post(f"{slow.url}/sdapi/v1/txt2img", json={"steps": 30}, timeout=0.1)
 
-    until(slow, running)
+    until(slow, lambda _: slow.journal()["jobs"] == before + 1)
     until(slow, lambda found: found["state"]["job"] == "")
-    assert slow.journal()["jobs"] == before + 1
 
 
 def test_a_pool_full_of_queued_jobs_leaves_no_thread_for_progress(
     slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
     # All the others wait behind the first, however long it takes until they have come.
-    jobs = [aside.submit(job, slow, steps=steps) for steps in [100] + [2] * 49]
+    slow.faults(faults=[{"kind": "stall"}])
+    jobs = [aside.submit(job, slow, steps=2) for _ in range(50)]
     # The journal is answered past the pool.
     while len(slow.journal()["requests"]) < 51:
         time.sleep(0.01)
 
     begun = time.monotonic()
+    threading.Timer(0.3, slow.faults, kwargs={"clear": True}).start()
     slow.get("progress")
     waited = time.monotonic() - begun
     for one in jobs:
@@ -347,8 +357,8 @@ def test_an_idle_server_ends_at_once(
 
     process.process.send_signal(number)
 
-    assert process.process.wait(5) == code
-    assert time.monotonic() - begun < 2
+    assert process.process.wait(20) == code
+    assert time.monotonic() - begun < 15
 
 
 def test_a_size_without_measure_never_ends_and_is_not_interrupted(slow: WebuiProcess) -> None:

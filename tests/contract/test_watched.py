@@ -114,12 +114,12 @@ def test_an_interrupt_ends_a_stall_only_if_it_is_interruptible(webui: Webui) -> 
 
 
 def test_a_deaf_job_goes_on_when_interrupted(webui: Webui) -> None:
-    webui.faults(step_ms=20, faults=[{"kind": "deaf"}])
+    webui.faults(faults=[{"kind": "deaf"}, {"kind": "stall", "after": 3}])
     with ThreadPoolExecutor(1) as aside:
         deaf = posted(aside, webui, SMALL)
         assert webui.post("interrupt").status_code == 200
-        whole = deaf.result(5).json()
-    webui.faults(step_ms=0)
+        webui.faults(clear=True)
+        whole = deaf.result(20).json()
 
     assert pixels(whole) == pixels(webui.generate(**SMALL | {"prompt": "", "seed": seed(whole)}))
     assert webui.journal()["interrupts"] == 1

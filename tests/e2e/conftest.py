@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,41 @@ class World(Places):
     def cancel(self, job_id: str) -> None:
         self._call("POST", f"/cancel/{job_id}")
 
-    def wait(self, job_id: str, *statuses: str, within_s: float = 20) -> dict[str, Any]:
+    def wait(self, job_id: str, *statuses: str, within_s: float = 30) -> dict[str, Any]:
         deadline = time.monotonic() + within_s
         while (job := self.status(job_id))["status"] not in statuses:
             assert time.monotonic() < deadline, job
             time.sleep(0.05)
         return job
+
+    def said(self, words: str) -> list[str]:
+        """Return the lines of the worker's log with these words."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if words in line]
+
+    def until(self, holds: Callable[[], bool], what: str, within_s: float = 30) -> None:
+        """Wait until `holds()`, looking every 20 ms; `what` is what is waited for, in words."""
+        deadline = time.monotonic() + within_s
+        while not holds():
+            said = self.log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline, f"{what}: not within {within_s} s\n{said}"
+            time.sleep(0.02)
+
+    def stop_host(self) -> None:
+        """Keep every model from coming, until `start_host`."""
+        os.kill(self.hub.process.pid, signal.SIGSTOP)
+
+    def start_host(self) -> None:
+        os.kill(self.hub.process.pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def host_stopped(self) -> Iterator[None]:
+        """Keep every model inside from coming."""
+        self.stop_host()
+        try:
+            yield
+        finally:
+            self.start_host()
 
     def fetches(self) -> dict[str, float]:
         """Return how many times the bytes of each file were sent."""
@@ -126,6 +155,14 @@ class Stack(World):
 
     webui: Simulator
     worker: subprocess.Popen[bytes]
+
+    def faults(self, **order: Any) -> None:
+        """Make A1111 misbehave, see simulator/webui/faults.py."""
+        self.webui.post("/simulator/faults", order)
+
+    def until_struck(self) -> None:
+        """Wait until A1111 has met each of its faults."""
+        self.until(lambda: not self.webui.get("/simulator/faults")["faults"], "A1111 is struck")
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -34,6 +34,12 @@ shift 2
 unset COVERAGE_PROCESS_CONFIG COVERAGE_PROCESS_START
 cd {root} && exec {python} -m simulator webui --starts {starts} "$@"
 """
+# What A1111 is told at a start at which it is to stand still, its port not open yet; see `let_start`.
+HELD = {
+    "faults": [
+        {"kind": "die", "when": "booting", "signal": signal.SIGSTOP, "text": "A1111 is held"}
+    ]
+}
 
 
 @dataclass
@@ -57,6 +63,11 @@ class Container(World):
         """The process of the last start, alive or not, once there is one."""
         self.until(lambda: bool(self.webui_pids), "A1111 is started")
         return self.webui_pids[-1]
+
+    def let_start(self) -> None:
+        """Let an A1111 go on that is HELD, once it stands still."""
+        self.until(lambda: _state_of(self.webui_pid) == "T", "A1111 stands still")
+        os.kill(self.webui_pid, signal.SIGCONT)
 
     def faults(self, **order: Any) -> None:
         """Make the running A1111 misbehave, see simulator/webui/faults.py."""
@@ -94,17 +105,12 @@ class Container(World):
             return False
         return True
 
-    def done(self, value: Any, within_s: float = 20) -> dict[str, Any]:
+    def done(self, value: Any, within_s: float = 30) -> dict[str, Any]:
         """Post `value` as a job's input and return the job once it has ended, well or not."""
         job_id = self.run(value)
         going = {"IN_QUEUE", "IN_PROGRESS"}
         self.until(lambda: self.status(job_id)["status"] not in going, "the job's end", within_s)
         return self.status(job_id)
-
-    def said(self, words: str) -> list[str]:
-        """Return the lines of the worker's log with these words."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return [line for line in lines if words in line]
 
     def until_ready(self, starts: int = 0) -> None:
         """Wait until the worker knows that A1111 answers, after so many starts, or those there were."""
@@ -114,14 +120,6 @@ class Container(World):
             return len(self.said("A1111 answers after")) >= number
 
         self.until(is_ready, "the worker knows that A1111 answers")
-
-    def until(self, holds: Callable[[], bool], what: str, within_s: float = 20) -> None:
-        """Wait until `holds()`, looking every 20 ms; `what` is what is waited for, in words."""
-        deadline = time.monotonic() + within_s
-        while not holds():
-            said = self.log.read_text(errors="replace")[-3000:]
-            assert time.monotonic() < deadline, f"{what}: not within {within_s} s\n{said}"
-            time.sleep(0.02)
 
     @property
     def processes(self) -> list[int]:
@@ -174,7 +172,6 @@ def made_in(
         (folder / "hub").symlink_to(world.files)
         world = dataclasses.replace(world, folder=folder)
         environment = {"RUNPOD_POD_ID": folder.name, **environment}
-    port = _free_port()
     (folder / "webui").mkdir()
     (folder / "webui" / "launch.py").touch()
     stand_in = folder / "webui-python"
@@ -191,7 +188,10 @@ def made_in(
         "WEBUI_MALLOC": "",
         **environment,
     }
-    with started(world, [str(ROOT / "start.sh")], port, environment) as worker:
+    with (
+        _reserved_port() as port,
+        started(world, [str(ROOT / "start.sh")], port, environment) as worker,
+    ):
         yield Container(**vars(world), worker=worker, port=port)
 
 
@@ -207,10 +207,15 @@ def require_answers(world: World) -> None:
 
 def has_ended(pid: int) -> bool:
     """Return whether there is no such process, or but its remains, which nobody has waited for."""
+    return _state_of(pid) in {"", "Z"}
+
+
+def _state_of(pid: int) -> str:
+    """Return the letter of its state, "" if there is no such process. Source: proc(5), /proc/pid/stat."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
     except (FileNotFoundError, ProcessLookupError):
-        return True
+        return ""
 
 
 def parent_of(pid: int) -> int:
@@ -224,13 +229,19 @@ def _session_of(pid: int) -> int | None:
         return None
 
 
-def _free_port() -> int:
-    """Return a port that is free now, and that the kernel gives to nobody who asks for any.
+@contextlib.contextmanager
+def _reserved_port() -> Iterator[int]:
+    """Yield a port that nobody else gets who asks whether it is free, or for any.
 
-    A1111 opens it a second later, and whoever were given it meanwhile would speak to the wrong one.
-    Source: Linux, net.ipv4.ip_local_port_range begins at 32768.
+    A1111 opens it a second later, and again after each restart; whoever were given it meanwhile would be
+    asked in its place. Source: ip(7), ip_local_port_range begins at 32768; socket(7), SO_REUSEADDR: who
+    sets it may bind, and listen, beside a socket that has it and does not listen.
     """
-    while True:
-        port = 20_000 + secrets.randbelow(12_768)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+    with socket.socket() as reserved:
+        while True:
+            port = 20_000 + secrets.randbelow(12_768)
+            with contextlib.suppress(OSError):
+                reserved.bind(("127.0.0.1", port))
+                break
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield port

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 
+from benchmarks.containers import free_port
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def test_a_local_run_that_is_ended_is_waited_for_and_leaves_nothing(tmp_path: Pa
     worker = subprocess.Popen(
         [sys.executable, str(ROOT / "rp_handler.py"), "--test_input", json.dumps(job)],
         cwd=tmp_path,
-        env=plain_environment(),
+        env=plain_environment(COMMANDLINE_ARGS="--step-ms 100"),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -114,9 +114,7 @@ def test_no_webui_on_a_worker_is_an_exit_with_a_clear_message(tmp_path: Path) ->
 
 
 def test_the_local_api_serves_a_job(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [
             sys.executable,

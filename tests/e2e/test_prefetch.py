@@ -7,7 +7,6 @@ what shall happen meanwhile; so nothing here depends on how fast the machine is.
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -17,7 +16,7 @@ from model_cache.cache import ModelCache
 from schemas.errors import VolumeFullError
 from schemas.settings import CacheSettings
 from simulator import models
-from tests.e2e.container import Container, make_container, require_answers
+from tests.e2e.container import HELD, Container, make_container, require_answers
 
 pytestmark = pytest.mark.slow
 
@@ -25,20 +24,21 @@ GOOD = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "checkpoint": 
 EARLY = [90_001, 90_002, 90_003]
 STALL = {"kind": "stall", "when": "sampling", "interruptible": True}
 # An idle machine needs less than two seconds: the drain, and what ends then.
-PROMPT_S = 6.0
+PROMPT_S = 20.0
 _numbers = count(1)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    """One worker for all tests; the last one stops it. Its first jobs wait in the queue until it starts."""
+    """One worker for all tests; the last one stops it. Its first jobs wait in the queue until A1111 starts."""
     folder = tmp_path_factory.mktemp("prefetch")
     with make_container(
-        folder, {"boot_s": 1}, A1111_WORKER_PREFETCH="1", A1111_JOB_DRAIN_S="1"
+        folder, {"starts": [HELD]}, A1111_WORKER_PREFETCH="1", A1111_JOB_DRAIN_S="1"
     ) as container:
         file = container.volume / "models" / "checkpoints" / "a.safetensors"
         models.write_checkpoint(file, seed="a")
         ids = [container.run({**GOOD, "seed": seed}) for seed in EARLY]
+        container.let_start()
         for job_id in ids:
             require_picture(container, job_id)
         yield container
@@ -93,16 +93,6 @@ def go_on(container: Container) -> None:
     container.faults(clear=True)
 
 
-@contextmanager
-def host_stopped(container: Container) -> Iterator[None]:
-    """Keep every model inside from coming."""
-    os.kill(container.hub.process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(container.hub.process.pid, signal.SIGCONT)
-
-
 def require_picture(container: Container, job_id: str) -> dict[str, Any]:
     job = container.wait(job_id, "COMPLETED", "FAILED")
     assert job["status"] == "COMPLETED", job
@@ -130,7 +120,7 @@ def test_the_job_that_came_first_is_made_first_though_the_second_is_ready_sooner
 ) -> None:
     first_seed, second_seed = new_seed(), new_seed()
     model = Model(pair)
-    with host_stopped(pair):
+    with pair.host_stopped():
         first = pair.run({**GOOD, "seed": first_seed, "checkpoint": model.reference})
         pair.wait(first, "IN_PROGRESS")
         second = pair.run({**GOOD, "seed": second_seed})
@@ -166,7 +156,7 @@ def test_what_fetches_for_long_and_needs_no_turn_does_not_hold_up_the_picture_af
         "/sdapi/v1/options": {"sd_model_checkpoint": model.reference},
     }
     value = {"api": {"method": "POST", "endpoint": endpoint}, "payload": payloads[endpoint]}
-    with host_stopped(pair):
+    with pair.host_stopped():
         fetching = pair.run(value)
         pair.wait(fetching, "IN_PROGRESS")
 

@@ -22,7 +22,6 @@ OF_THE_ENVIRONMENT = {
 }
 PROMPT = "planted prompt, a <lora:landscape_enhancer:0.8> red fox"
 NEGATIVE = "planted negative prompt \U0001f98a"
-SLOW = {"steps": 60, "width": 64, "height": 64}
 
 
 class Watched:
@@ -60,7 +59,7 @@ class Watched:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     with make_container(
         tmp_path_factory.mktemp("secrets"),
-        {"step_ms": 20},
+        {},
         RUNPOD_LOG_LEVEL="DEBUG",
         A1111_LOG_LEVEL="DEBUG",
         RUNPOD_ENDPOINT_ID="endpoint",
@@ -125,8 +124,11 @@ def work(watched: Watched) -> None:
     )
     echoed = watched.done({**prompts, "tokens": {"civitai": echo}})
     assert echoed["error"].startswith("BACKEND_FAILED: ")
-    slow = {**prompts, **SLOW, "tokens": {"civitai": plant("cancelled")}}
-    assert watched.done(slow, cancelled=True)["status"] == "CANCELLED"
+    # It tells that it is being made, and is not done before it is cancelled.
+    stall = {"kind": "stall", "when": "sampling", "interruptible": True}
+    watched.container.faults(faults=[stall])
+    endless = {**prompts, "tokens": {"civitai": plant("cancelled")}}
+    assert watched.done(endless, cancelled=True)["status"] == "CANCELLED"
     fetched = watched.done(
         {
             "api": {"method": "POST", "endpoint": "/v1/prefetch"},
@@ -180,7 +182,8 @@ def test_no_prompt_is_in_a_line_or_on_the_volume(watched: Watched, prompt: str) 
 
 
 def test_every_line_of_the_worker_is_json_and_each_job_has_one_summary(watched: Watched) -> None:
-    lines = watched.container.log.read_text().splitlines()
+    # But for one that is being written.
+    lines = watched.container.log.read_text().rpartition("\n")[0].splitlines()
     first = next(index for index, line in enumerate(lines) if line.startswith("{"))
     ours = [json.loads(line) for line in lines[first:]]
     jobs = [line for line in ours if line.get("event") == "job"]

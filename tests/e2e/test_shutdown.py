@@ -1,12 +1,15 @@
-"""Cancelled, told to stop or killed, in each stage of a job: one answer, and nothing left."""
+"""Cancelled, told to stop or killed, in each stage of a job: one answer, and nothing left.
+
+A job stands still at its stage until a test has seen what it waits for; so nothing here depends on how
+fast the machine is.
+"""
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from simulator import models
 from tests.conftest import running
 from tests.e2e.conftest import World
 from tests.e2e.container import (
+    HELD,
     Container,
     has_ended,
     hasty_world,
@@ -28,58 +32,57 @@ from tests.e2e.container import (
 pytestmark = pytest.mark.slow
 
 GOOD = {"prompt": "a cat", "seed": 1, "steps": 2, "width": 64, "height": 64, "checkpoint": "a"}
-AT_ONCE = {"step_ms": 1, "load_s": 0}
-# An idle machine needs less than one second.
-PROMPT_S = 5.0
-FETCH_S = 2.0
+# An idle machine needs less than one second; what would hold a worker up holds it longer.
+PROMPT_S = 20.0
+HELD_UP_S = 3 * PROMPT_S
 _numbers = count()
 
 
 def new_model(world: World) -> dict[str, str]:
-    """Return a reference to a checkpoint that comes slowly, and that nobody has fetched."""
-    name = f"slow-{next(_numbers)}"
+    """Return a reference to a checkpoint that nobody has fetched."""
+    name = f"new-{next(_numbers)}"
     path = world.files / f"{name}.safetensors"
     digest = models.write_checkpoint(path, seed=name)
-    rate = round(path.stat().st_size / FETCH_S)
-    return {"name": name, "url": f"{world.hub.url}/{path.name}?fault-rate={rate}", "hash": digest}
-
-
-def is_drawing(container: Container) -> bool:
-    """Return whether A1111 is at a request: it loads, or samples, whichever was made slow.
-
-    The first checkpoint of an A1111 is loaded by selecting it, before the job is sent.
-    """
-    return any(
-        "status" not in entry
-        for entry in container.journal()["requests"]
-        if entry["path"] in {"/sdapi/v1/options", "/sdapi/v1/txt2img"} and entry["method"] == "POST"
-    )
+    return {"name": name, "url": f"{world.hub.url}/{path.name}", "hash": digest}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a job, made long enough to be met in it."""
+    """A stage of a job, and what stands still at it."""
 
     name: str
     wish: Callable[[World], dict[str, Any]]
-    is_reached: Callable[[Container], bool]
-    order: dict[str, Any] = field(default_factory=dict)
-    """What A1111 is told."""
+    stall: dict[str, Any] | None
+    """Where A1111 stands still; None: the host of models does."""
 
 
-STAGES = [
-    Stage("fetching", lambda world: {"checkpoint": new_model(world)}, lambda c: bool(c.private)),
-    Stage("loading", lambda _: {"checkpoint": "b"}, is_drawing, {"load_s": 1}),
-    Stage("sampling", lambda _: {"steps": 20}, is_drawing, {"step_ms": 100}),
-]
+FETCHING = Stage("fetching", lambda world: {"checkpoint": new_model(world)}, None)
+LOADING = Stage("loading", lambda _: {"checkpoint": "b"}, {"kind": "stall", "when": "loading"})
+SAMPLING = Stage(
+    "sampling", lambda _: {}, {"kind": "stall", "when": "sampling", "interruptible": True}
+)
+STAGES = [FETCHING, LOADING, SAMPLING]
 
 
 def begun(container: Container, stage: Stage) -> str:
-    """Bring a job to a stage and return its id."""
-    container.faults(**AT_ONCE | stage.order)
+    """Bring a job to where it stands still, until `go_on`, and return its id."""
+    if stage.stall is None:
+        container.stop_host()
+    else:
+        container.faults(faults=[stage.stall])
     job_id = container.run({**GOOD, **stage.wish(container)})
-    container.until(lambda: stage.is_reached(container), f"the job is {stage.name}")
+    if stage.stall is None:
+        container.until(lambda: bool(container.private), "the job is fetching")
+    else:
+        container.until_struck()
     return job_id
+
+
+def go_on(container: Container, stage: Stage) -> None:
+    if stage.stall is None:
+        container.start_host()
+    else:
+        container.faults(clear=True)
 
 
 def write_models(world: World) -> None:
@@ -114,10 +117,9 @@ def require_gone(container: Container, code: int, within_s: float = PROMPT_S) ->
 @pytest.fixture(scope="module")
 def eager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     """One worker for all the cancels. Its A1111 stands still until the first test lets it start."""
-    told = {"starts": [{"boot_s": 3}]}
-    environment = {"A1111_WEBUI_EAGER": "true", "A1111_WEBUI_STOP_S": "2"}
-    with make_container(tmp_path_factory.mktemp("eager"), told, **environment) as container:
-        os.kill(container.webui_pid, signal.SIGSTOP)
+    environment = {"A1111_WEBUI_EAGER": "true", "A1111_WEBUI_STOP_S": "5"}
+    folder = tmp_path_factory.mktemp("eager")
+    with make_container(folder, {"starts": [HELD]}, **environment) as container:
         write_models(container)
         yield container
 
@@ -130,17 +132,26 @@ def test_a_job_that_waits_for_a1111_to_start_can_be_cancelled(eager: Container) 
 
     eager.cancel(job_id)
 
-    eager.until(lambda: bool(eager.said("cancelled: The job")), "the job ends", PROMPT_S)
-    os.kill(eager.webui_pid, signal.SIGCONT)
+    eager.until(lambda: bool(eager.said("cancelled: The job")), "the job ends")
+    eager.let_start()
     pictures(eager, eager.run(GOOD))
     assert [entry["body"]["seed"] for entry in eager.sent()] == [1]
 
 
 @pytest.fixture(scope="module")
-def expected(eager: Container) -> list[str]:
+def awake(eager: Container) -> Container:
+    """The same worker, its A1111 started."""
+    if not eager.is_listening():
+        eager.let_start()
+    eager.until_ready()
+    return eager
+
+
+@pytest.fixture(scope="module")
+def expected(awake: Container) -> list[str]:
     """The pictures of GOOD, by an A1111 to which nothing happened."""
-    made = pictures(eager, eager.run(GOOD))
-    assert made == drawn_anew(eager)
+    made = pictures(awake, awake.run(GOOD))
+    assert made == drawn_anew(awake)
     return made
 
 
@@ -149,12 +160,7 @@ def expected(eager: Container) -> list[str]:
     [
         *(pytest.param(s, 0, id=s.name) for s in STAGES),
         pytest.param(
-            Stage(
-                "deaf",
-                lambda _: {"steps": 150},
-                is_drawing,
-                {"step_ms": 100, "faults": [{"kind": "deaf", "times": 0}]},
-            ),
+            Stage("deaf", lambda _: {}, {"kind": "stall", "when": "sampling"}),
             1,
             id="deaf to interrupts",
         ),
@@ -165,9 +171,13 @@ def test_a_cancelled_job_frees_a1111_for_the_next(
 ) -> None:
     lives = len(eager.webui_pids)
     job_id = begun(eager, stage)
+    interrupts = eager.journal()["interrupts"]
 
     eager.cancel(job_id)
-    asked = time.monotonic()
+    if stage is LOADING:
+        # No load heeds an interrupt: the job ends when it does.
+        eager.until(lambda: eager.journal()["interrupts"] > interrupts, "A1111 is interrupted")
+        go_on(eager, stage)
     after = pictures(eager, eager.run(GOOD))
 
     assert after == expected
@@ -175,13 +185,13 @@ def test_a_cancelled_job_frees_a1111_for_the_next(
     assert "images" not in (eager.status(job_id).get("output") or {})
     assert eager.private == []
     assert len(eager.webui_pids) - lives == restarts
-    assert time.monotonic() - asked < 3 * PROMPT_S
+    go_on(eager, stage)
 
 
 def test_a_job_that_waits_in_the_queue_is_never_asked_of_a1111(
     eager: Container, expected: list[str]
 ) -> None:
-    running_id = begun(eager, STAGES[-1])
+    running_id = begun(eager, SAMPLING)
     waiting = eager.run({**GOOD, "seed": 77})
 
     eager.cancel(waiting)
@@ -191,16 +201,21 @@ def test_a_job_that_waits_in_the_queue_is_never_asked_of_a1111(
     assert 77 not in [entry["body"]["seed"] for entry in eager.sent()]
 
 
-def test_an_idle_worker_that_is_told_to_stop_does_so_at_once(eager: Container) -> None:
-    for route in ("job-take", "job-stop"):
-        order = {"route": route, "status": None, "delay_s": 20, "times": -1}
-        eager.queue.post("/simulator/faults", order)
-    time.sleep(2.5)  # the polls that are open already last 2 s
+def test_an_idle_worker_that_is_told_to_stop_does_so_at_once(awake: Container) -> None:
+    routes = ["job-take", "job-stop"]
+    for route in routes:
+        order = {"route": route, "status": None, "delay_s": HELD_UP_S, "times": -1}
+        awake.queue.post("/simulator/faults", order)
 
-    eager.worker.terminate()
+    def held() -> list[str]:
+        return [fault["route"] for fault in awake.queue.get("/simulator/faults") if fault["hits"]]
 
-    require_gone(eager, 0)
-    require_answers(eager)
+    awake.until(lambda: held() == routes, "both polls are held")
+
+    awake.worker.terminate()
+
+    require_gone(awake, 0)
+    require_answers(awake)
 
 
 def test_a_worker_that_is_told_to_stop_while_a1111_boots_leaves_nothing(tmp_path: Path) -> None:
@@ -215,11 +230,10 @@ def test_a_worker_that_is_told_to_stop_while_a1111_boots_leaves_nothing(tmp_path
 
 
 def test_a_job_that_outlives_the_drain_is_told_to_come_again(tmp_path: Path) -> None:
-    with make_container(tmp_path, {"step_ms": 500}, A1111_JOB_DRAIN_S="1") as container:
+    with make_container(tmp_path, A1111_JOB_DRAIN_S="1") as container:
         write_models(container)
         container.until_ready()
-        job_id = container.run({**GOOD, "steps": 150})
-        container.until(lambda: is_drawing(container), "the job is sampling")
+        job_id = begun(container, SAMPLING)
 
         container.worker.terminate()
 
@@ -243,15 +257,14 @@ class Relay:
         if self.present is None or self.present.worker.poll() is not None:
             self.started += 1
             folder = self.world.folder / f"worker-{self.started}"
-            made = made_in(self.world, folder, AT_ONCE)
-            self.present = self.stack.enter_context(made)
+            self.present = self.stack.enter_context(made_in(self.world, folder))
         self.present.until_ready()
         return self.present
 
 
 def killed(relay: Relay, stage: Stage) -> None:
     container = relay.worker()
-    if stage.name != "loading":
+    if stage is not LOADING:
         # One that the worker started itself is to die with it, too.
         starts = len(container.webui_pids)
         os.kill(container.webui_pid, signal.SIGKILL)
@@ -260,9 +273,11 @@ def killed(relay: Relay, stage: Stage) -> None:
 
     container.worker.kill()
     container.worker.wait()
-    container.until(lambda: container.processes == [], "all of it has ended", within_s=1)
+    container.until(lambda: container.processes == [], "all of it has ended")
+    if stage is FETCHING:
+        go_on(container, stage)
     whole = {path.read_bytes() for path in container.files.glob("*.safetensors")}
-    shown = (relay.world.volume / "models" / "checkpoints").glob("slow-*")
+    shown = (relay.world.volume / "models" / "checkpoints").glob("new-*")
     assert all(path.read_bytes() in whole for path in shown)
     following = relay.worker()
 
@@ -277,7 +292,9 @@ def stopped(relay: Relay, stage: Stage) -> None:
     job_id = begun(container, stage)
 
     container.worker.terminate()
+    container.until(lambda: bool(container.said("The worker stops")), "the worker hears it")
     waiting = container.run(GOOD)
+    go_on(container, stage)
 
     assert pictures(container, job_id)
     require_gone(container, 0)
@@ -286,7 +303,6 @@ def stopped(relay: Relay, stage: Stage) -> None:
 
 
 # Where the worker that follows a killed one is stopped: its A1111 has loaded what the first one was at.
-FETCHING, LOADING, SAMPLING = STAGES
 AFTER = [FETCHING, SAMPLING, LOADING]
 
 Turns = dict[tuple[str, str], Future[None]]

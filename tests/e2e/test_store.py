@@ -30,6 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         A1111_CACHE_CIVITAI_ENDPOINT="{hub}",
         A1111_CACHE_PRELOAD="lora {hub}/model.safetensors name=preloaded; lora {hub}/gone",
     ) as made:
+        made.until(lambda: bool(made.said("Preload: the lora preloaded")), "it is preloaded")
         yield made
 
 

@@ -37,6 +37,8 @@ def asker_for(
     hub: Hub,
     tokens: dict[str, str] | None = None,
     cancelled: threading.Event | None = None,
+    *,
+    silent_s: float = 2,
     **more: Any,
 ) -> Asker:
     """Return somebody who finds all three companies at the hub."""
@@ -52,7 +54,7 @@ def asker_for(
         if over.is_set():
             raise JobCancelledError("The job was cancelled.")
 
-    web = Web(stall_s=2, allow_private_hosts=True, require=require)
+    web = Web(stall_s=silent_s, allow_private_hosts=True, require=require)
     return Asker(settings, tokens or {}, web, over, waits_s=(0.0, 0.0))
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import threading
 import time
@@ -9,7 +10,7 @@ import pytest
 from model_cache.engine.download import Allowance
 from model_cache.models import Ensured, Origin
 from model_cache.volume import layout, manifests, publish
-from schemas.errors import DownloadBudgetExceededError, VolumeFullError
+from schemas.errors import DownloadBudgetExceededError, JobCancelledError, VolumeFullError
 from schemas.model_ref import Kind, ModelRef
 from simulator import models
 from tests.model_cache.conftest import Hub, Shelf, shelf_on
@@ -145,16 +146,24 @@ def test_a_job_waits_for_another_threads_fetch_no_longer_than_it_may(
 ) -> None:
     lora(model_hub, "v1")
     ref = ModelRef(kind=Kind.LORA, url=f"{model_hub.url}/detail.safetensors")
-    model_hub.spoil(delay_s=1.5)
-    other = threading.Thread(target=lambda: shelf.ensure(url=str(ref.url)))
+    model_hub.spoil(delay_s=60)
+    over = threading.Event()
+
+    def fetch() -> None:
+        with contextlib.suppress(JobCancelledError):
+            shelf.ensure(url=str(ref.url), cancelled=over)
+
+    other = threading.Thread(target=fetch)
     other.start()
-    time.sleep(0.3)
+    while not model_hub.requests:
+        time.sleep(0.01)
     started = time.monotonic()
 
     with pytest.raises(DownloadBudgetExceededError):
         shelf.cache.ensure(ref, cancelled=threading.Event(), allowance=Allowance(10**9, max_s=0.2))
 
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 30
+    over.set()
     other.join()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from tests.conftest import ROOT, Simulator, running
 
 HERE = Path(__file__).parent
 # Longer than any test waits: what ends a poll sooner is what the test is about.
-HOLD_S = 20
+HOLD_S = 60
 TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 NUMBERS = itertools.count(1)
 
@@ -29,7 +30,11 @@ class Door:
 
     def __init__(self, url: str) -> None:
         self._target = url.rpartition(":")[2]
-        self._port = "0"
+        # Nobody else gets the number while the door is shut: it is held, and nothing listens there.
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self._port = str(self._held.getsockname()[1])
         self._process = self._opened()
 
     @property
@@ -39,17 +44,28 @@ class Door:
     def open(self) -> None:
         self._process = self._opened()
 
-    def close(self) -> None:
+    def shut(self) -> None:
         """Drop all connections, and refuse new ones."""
         self._process.kill()
         with self._process:
             pass  # it waits, and closes the pipe
 
+    def close(self) -> None:
+        self.shut()
+        self._held.close()
+
+    def settle(self) -> None:
+        """Return when the queue has learned of every connection that a worker has closed.
+
+        The door and the queue each take events in the order in which they come.
+        """
+        requests.get(f"{self.url}/simulator/ended", timeout=30)
+
     def _opened(self) -> subprocess.Popen[str]:
         argv = [sys.executable, str(HERE / "door.py"), self._port, self._target]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        self._port = process.stdout.readline().strip()
+        assert process.stdout.readline() == f"{self._port}\n"
         return process
 
 
@@ -83,7 +99,7 @@ class Worker:
         job: dict[str, Any] = self._call("GET", f"/status/{job_id}")
         return job
 
-    def wait(self, job_id: str, *statuses: str, within_s: float = 15) -> dict[str, Any]:
+    def wait(self, job_id: str, *statuses: str, within_s: float = 30) -> dict[str, Any]:
         """Return the job once its status is one of these; by default: once it has ended."""
         job: dict[str, Any] = {}
 
@@ -100,6 +116,27 @@ class Worker:
 
     def requests(self, route: str) -> list[dict[str, Any]]:
         return [request for request in self.journal()["requests"] if request["route"] == route]
+
+    def takes(self) -> list[dict[str, Any]]:
+        routes = ("job-take", "job-take-batch")
+        return [request for request in self.journal()["requests"] if request["route"] in routes]
+
+    def until_polling(self) -> None:
+        """Wait until a poll is open, which gets the next job, whatever fault is set from now on."""
+
+        def is_held() -> bool:
+            takes = self.takes()
+            return bool(takes) and takes[-1]["status"] is None
+
+        until(is_held)
+
+    def last_ping(self) -> str:
+        """Return what the last ping said; nothing if there was none yet."""
+        return str(next((ping["query"] for ping in self.requests("ping")[::-1]), ""))
+
+    def tune(self, of: str, **values: float) -> None:
+        """Set what the module `of` is to go by in the worker's process."""
+        self.wait(self.run(do="tune", of=of, values=values))
 
     def fault(self, **fault: Any) -> None:
         self.queue.post("/simulator/faults", fault)
@@ -124,7 +161,7 @@ class Worker:
         return response.json()
 
 
-def until(holds: Callable[[], bool], within_s: float = 10) -> None:
+def until(holds: Callable[[], bool], within_s: float = 30) -> None:
     deadline = time.monotonic() + within_s
     pause_s = 0.01
     while not holds():
@@ -177,7 +214,8 @@ def working(
         stack.enter_context(worker.web)
         stack.callback(worker.clear)
         stack.callback(end, process)
-        until(lambda: "job-stop" in worker.journal()["counts"], within_s=30)
+        until(lambda: "job-stop" in worker.journal()["counts"])
+        worker.until_polling()
         yield worker
 
 

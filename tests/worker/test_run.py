@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread, Timer
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -32,6 +32,7 @@ from schemas.settings import CacheSettings, OutputSettings, Settings, WebuiSetti
 from simulator import models as files
 from tests.conftest import Simulator, running
 from tests.worker.keeping import kept
+from tests.worker.meanwhile import as_soon_as, has_struck, until
 from worker.child.client import WebuiClient
 from worker.run import Runner
 
@@ -458,12 +459,10 @@ def test_a_cancel_interrupts_a1111_and_frees_it(tmp_path: Path) -> None:
     with running("webui", "--models-dir", tmp_path / "links", "--step-ms", 50) as webui:
         world = World(runner(settings(tmp_path, webui)), webui, tmp_path)
         cancelled = Event()
-        timer = Timer(0.5, cancelled.set)
-        timer.start()
+        webui.post("/simulator/faults", {"faults": [{"kind": "stall", "interruptible": True}]})
 
-        with pytest.raises(JobCancelledError):
+        with as_soon_as(lambda: has_struck(webui), cancelled.set), pytest.raises(JobCancelledError):
             world.run(steps=150, cancelled=cancelled)
-        timer.join()
 
         assert webui.get("/simulator/journal")["interrupts"] >= 1
         assert webui.get("/sdapi/v1/progress")["state"]["job"] == ""
@@ -477,7 +476,18 @@ def test_progress_is_told_while_a_job_runs(tmp_path: Path) -> None:
         made = runner(settings(tmp_path, webui))
         job = {"id": "j", "input": {"checkpoint": "a", **SMALL, "steps": 50}}
 
-        made.run(job, Event(), told.append)
+        def stand_still(after: int) -> None:
+            fault = {"kind": "stall", "after": after}
+            webui.post("/simulator/faults", {"clear": True, "faults": [fault]})
+
+        def go_on() -> None:
+            stand_still(20)
+            until(lambda: told[-1].get("step", 0) > told[0]["step"])
+            webui.post("/simulator/faults", {"clear": True})
+
+        stand_still(10)
+        with as_soon_as(lambda: any(entry["stage"] == "sampling" for entry in told), go_on):
+            made.run(job, Event(), told.append)
 
     assert [entry["stage"] for entry in told] == ["sampling"] * len(told)
     assert len(told) >= 2

@@ -141,7 +141,7 @@ def test_a_cut_ends_a_wait_for_a_silent_host(model_hub: Hub) -> None:
             session.get(f"{model_hub.url}/x", timeout=30)
         cutter.join()
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_no_url_gets_into_the_log(model_hub: Hub, caplog: pytest.LogCaptureFixture) -> None:

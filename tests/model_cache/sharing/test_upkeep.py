@@ -11,7 +11,7 @@ from schemas.errors import VolumeMissingError
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.01)

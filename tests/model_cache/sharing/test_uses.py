@@ -264,6 +264,14 @@ def test_a_record_of_the_dead_that_cannot_be_deleted_counts_for_nothing(
     assert len(records(volume)) == 1
 
 
+def wait_for_a_beat(volume: Path) -> None:
+    (record,) = records(volume)
+    seen, deadline = record.stat().st_mtime_ns, time.monotonic() + 30
+    while record.stat().st_mtime_ns == seen:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_the_clock_of_another_worker_does_not_matter(volume: Path, model: Path) -> None:
     theirs = subprocess.Popen(
@@ -280,7 +288,7 @@ def test_the_clock_of_another_worker_does_not_matter(volume: Path, model: Path) 
         for _ in range(10):
             clock.now += 15
             assert ours.others_in_use() == {model}
-            time.sleep(0.15)
+            wait_for_a_beat(volume)
     finally:
         theirs.kill()
         theirs.communicate()
@@ -449,7 +457,7 @@ def test_a_store_makes_its_record_when_it_starts_and_clears_up_soon(
     here.cache.start()
     try:
         assert here.cache.worker in {path.stem for path in records(volume)}
-        end = time.monotonic() + 5
+        end = time.monotonic() + 30
         while len(records(volume)) > 2:
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -704,6 +712,17 @@ def test_a_record_that_is_read_while_it_is_overwritten_is_read_again(
             mend.join()
 
     assert frozenset({model}) in found
+
+
+def test_what_is_held_while_the_worker_closes_is_given_back_in_peace(volume: Path) -> None:
+    """As by a warm-up that is cancelled when the worker ends."""
+    uses = Uses(volume)
+
+    with uses.hold([volume / "a"]):
+        uses.close()
+        assert uses.in_use() == frozenset()
+
+    assert uses.in_use() == {volume / "a"}
 
 
 def test_threads_that_note_and_hold_at_random_lose_nothing(volume: Path) -> None:

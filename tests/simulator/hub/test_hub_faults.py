@@ -182,7 +182,7 @@ def test_an_answer_can_be_slow(model: str, client: Client) -> None:
     answer = client.get(f"{model}?fault-rate=1000000", headers={"Range": "bytes=0-199999"})
 
     assert answer.content == DATA[:200000]
-    assert 0.15 < time.monotonic() - start < 1.5
+    assert 0.15 < time.monotonic() - start < 15
 
 
 def test_an_answer_can_be_late(model: str, client: Client) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,16 +26,23 @@ def test_a_job_travels_from_run_to_status(endpoint: Endpoint) -> None:
     assert endpoint.journal()["violations"] == []
 
 
-def test_a_take_waits_for_a_job(endpoint: Endpoint) -> None:
-    timer = threading.Timer(0.2, endpoint.run, args=({"late": 1},))
+@pytest.fixture
+def patient() -> Iterator[Endpoint]:
+    """A queue that holds polls longer than any test waits."""
+    with endpoint_with(Options(hold_s=30)) as served:
+        yield served
+
+
+def test_a_take_waits_for_a_job(patient: Endpoint) -> None:
+    timer = threading.Timer(0.2, patient.run, args=({"late": 1},))
     timer.start()
     start = time.monotonic()
 
-    job = endpoint.take()
+    job = patient.take()
     timer.join()
 
     assert job["input"] == {"late": 1}
-    assert 0.15 < time.monotonic() - start < 0.55
+    assert 0.15 < time.monotonic() - start < 10
 
 
 def test_a_take_without_jobs_ends_with_204(endpoint: Endpoint) -> None:
@@ -63,16 +71,16 @@ def test_a_take_whose_worker_hung_up_takes_nothing(endpoint: Endpoint) -> None:
     assert endpoint.status(job_id)["status"] == "IN_QUEUE"
 
 
-def test_runsync_answers_when_the_job_ends(endpoint: Endpoint) -> None:
+def test_runsync_answers_when_the_job_ends(patient: Endpoint) -> None:
     answers: list[dict[str, Any]] = []
     client = threading.Thread(
         target=lambda: answers.append(
-            endpoint.call("POST", "runsync", json={"input": {"n": 1}}).json()
+            patient.call("POST", "runsync", json={"input": {"n": 1}}).json()
         )
     )
     client.start()
-    job = endpoint.take()
-    endpoint.done(job["id"], {"output": [1]})
+    job = patient.take()
+    patient.done(job["id"], {"output": [1]})
     client.join()
 
     assert job["id"].startswith("sync-")
@@ -86,7 +94,7 @@ def test_runsync_gives_up_waiting_and_the_job_goes_on() -> None:
         took_s = time.monotonic() - start
 
         assert answer["status"] == "IN_QUEUE"
-        assert 0.2 <= took_s < 1
+        assert 0.2 <= took_s < 4
         assert endpoint.take()["id"] == answer["id"]
 
 
@@ -95,7 +103,7 @@ def test_runsync_waits_ninety_seconds_unless_told_otherwise() -> None:
         start = time.monotonic()
         endpoint.call("POST", "runsync", json={"input": {"n": 1}})
 
-        assert 0.3 <= time.monotonic() - start < 1
+        assert 0.3 <= time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -244,17 +252,25 @@ def test_a_result_for_a_job_that_never_was_is_404(endpoint: Endpoint) -> None:
     assert endpoint.done("never-was", {"output": 1}) == 404
 
 
-def test_a_cancel_reaches_the_worker_that_waits_on_its_stop_channel(endpoint: Endpoint) -> None:
-    job_id = endpoint.run()
-    endpoint.take()
-    timer = threading.Timer(0.2, endpoint.call, args=("POST", f"cancel/{job_id}"))
+def test_a_cancel_reaches_the_worker_that_waits_on_its_stop_channel(patient: Endpoint) -> None:
+    job_id = patient.run()
+    patient.take()
+    timer = threading.Timer(0.2, patient.call, args=("POST", f"cancel/{job_id}"))
     timer.start()
 
-    answer = endpoint.call("GET", "job-stop/w1?gpu=X", headers=WORKER)
+    answer = patient.call("GET", "job-stop/w1?gpu=X", headers=WORKER)
     timer.join()
 
     assert answer.json() == {"jobsToStop": [job_id]}
-    assert endpoint.status(job_id)["status"] == "CANCELLED"
+    assert patient.status(job_id)["status"] == "CANCELLED"
+
+
+def test_a_stop_channel_that_has_nothing_to_say_ends_with_204(endpoint: Endpoint) -> None:
+    job_id = endpoint.run()
+    endpoint.take()
+    endpoint.call("POST", f"cancel/{job_id}")
+    assert endpoint.call("GET", "job-stop/w1?gpu=X", headers=WORKER).status_code == 200
+
     assert endpoint.call("GET", "job-stop/w1?gpu=X", headers=WORKER).status_code == 204
 
 
@@ -294,12 +310,12 @@ def test_a_job_that_no_worker_takes_times_out() -> None:
 
 
 def test_a_sync_result_is_forgotten_after_a_minute_of_the_platform() -> None:
-    with endpoint_with(Options(time_scale=200)) as endpoint:
+    with endpoint_with(Options(time_scale=50)) as endpoint:
         endpoint.call("POST", "runsync?wait=1000", json={"input": 1})
         job_id = endpoint.take()["id"]
         endpoint.done(job_id, {"output": 1})
         assert endpoint.call("GET", f"status/{job_id}").status_code == 200
-        time.sleep(0.4)
+        time.sleep(1.3)
 
         assert endpoint.call("GET", f"status/{job_id}").status_code == 404
         assert endpoint.journal()["jobs"][0]["forgotten"] is True

@@ -68,7 +68,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
         yield endpoint
 
 
-def eventually(true: Callable[[], bool], within_s: float = 15) -> None:
+def eventually(true: Callable[[], bool], within_s: float = 30) -> None:
     deadline = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -112,10 +112,12 @@ def test_an_exception_fails_the_job(served: Endpoint) -> None:
     assert "raised on request" in shown["error"]
 
 
-def test_progress_is_seen_while_the_job_runs(served: Endpoint) -> None:
-    job_id = served.run({"op": "progress", "seconds": 0.5})
+def test_progress_is_seen_while_the_job_runs(served: Endpoint, tmp_path: Path) -> None:
+    may_end = tmp_path / "may end"
+    job_id = served.run({"op": "progress", "until": str(may_end)})
 
     eventually(lambda: served.status(job_id).get("output") == {"step": 2})
+    may_end.touch()
 
     assert ended(served, job_id)["output"] == {"steps": 3}
 
@@ -136,7 +138,7 @@ def test_a_job_that_takes_too_long_is_stopped_in_the_worker(
 ) -> None:
     note = tmp_path / "note"
     wish = {"op": "sleep", "seconds": 60, "note": str(note)}
-    job_id = served.run(wish, policy={"executionTimeout": 10_000})
+    job_id = served.run(wish, policy={"executionTimeout": 30_000})
 
     shown = ended(served, job_id)
 
@@ -260,5 +262,5 @@ def test_a_worker_told_to_end_finishes_its_job_first(
         eventually(note.exists)
         process.send_signal(signal.SIGTERM)
 
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=30) == 0
         assert endpoint.status(job_id)["output"] == {"slept": True}

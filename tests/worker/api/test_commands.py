@@ -389,7 +389,7 @@ def test_a_cancel_ends_a_prefetch_in_the_midst_of_a_file(world: World) -> None:
     with pytest.raises(JobCancelledError):
         world.runner.run({"id": "j", "input": value}, cancelled, cancel)
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
 
 
 def test_lists_have_the_keys_of_the_older_api(world: World) -> None:

@@ -108,7 +108,7 @@ def helper_of(starter: WebuiProcess) -> int:
 
 def require_ended(pid: int) -> None:
     """See that a process has ended, or is but waited for by nobody."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     stat = Path(f"/proc/{pid}/stat")
     while stat.exists() and " Z " not in stat.read_text() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -86,7 +86,7 @@ def put(bucket: Bucket, *files: Upload) -> list[str]:
     return bucket.put(files or [upload()], threading.Event())
 
 
-def until(what: Any, timeout_s: float = 10) -> None:
+def until(what: Any, timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline
@@ -292,7 +292,7 @@ def test_a_cancel_ends_what_is_being_sent_to_a_store_that_does_not_read(
     with pytest.raises(JobCancelledError):
         bucket_at(way.url, name).put(files, cancelled)
 
-    assert time.monotonic() - set_at[0] < 5
+    assert time.monotonic() - set_at[0] < 15  # of the twenty that an upload has
     assert len(way.seen) == 4
 
 
@@ -348,7 +348,7 @@ def test_parts_are_thrown_away_after_a_cancel(way: Proxy, client: Any, name: str
     cancelled = threading.Event()
 
     def cancel_in_the_second_part() -> None:
-        until(lambda: way.methods().count("PUT") == 2)
+        until(lambda: way.methods().count("PUT") >= 2)
         cancelled.set()
 
     threading.Thread(target=cancel_in_the_second_part).start()

@@ -25,6 +25,7 @@ from schemas.settings import CacheSettings, OutputSettings, Settings, WebuiSetti
 from simulator import models as files
 from tests.conftest import Simulator, running
 from tests.worker.keeping import kept
+from tests.worker.meanwhile import as_soon_as, until
 from worker.child.client import WebuiClient
 from worker.delivery.output import size_bytes
 from worker.run import Runner
@@ -255,11 +256,23 @@ def test_a_seed_that_is_left_open_is_drawn_once(world: World) -> None:
 
 
 def test_timings_and_progress_are_those_of_the_whole(world: World) -> None:
-    world.webui.post("/simulator/faults", {"step_ms": 300})
-    try:
-        streamed = world.stream(n_iter=2, steps=4)
-    finally:
-        world.webui.post("/simulator/faults", {"step_ms": 0})
+    streamed = Streamed()
+
+    def tells(detail: str) -> bool:
+        return any(told.get("detail") == detail for told in streamed.progress)
+
+    def stand_still(after: int) -> None:
+        fault = {"kind": "stall", "after": after}
+        world.webui.post("/simulator/faults", {"clear": True, "faults": [fault]})
+
+    def go_on() -> None:
+        stand_still(4)  # in the second picture
+        until(lambda: tells("2 of 2"))
+        world.webui.post("/simulator/faults", {"clear": True})
+
+    stand_still(1)
+    with as_soon_as(lambda: tells("1 of 2"), go_on):
+        world.stream(n_iter=2, steps=4, into=streamed)
 
     timings = streamed.answer["timings"]
     slices = [value for name, value in timings.items() if name not in {"total_s", "images_per_s"}]
