@@ -193,6 +193,8 @@ def started(
     world: World, argv: list[str], port: int | str, environment: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a worker by `argv`, whose A1111 listens at `port`, and end all of its processes after."""
+    scratch = world.folder / "tmp"  # A1111 that is killed takes nothing away.
+    scratch.mkdir(exist_ok=True)
     with world.log.open("wb") as out:
         worker = subprocess.Popen(
             argv,
@@ -201,6 +203,7 @@ def started(
                 **os.environ,  # noqa: TID251 - a child's PATH
                 **world.env,
                 "RUNPOD_LOG_LEVEL": "INFO",
+                "TMPDIR": str(scratch),
                 "A1111_CACHE_VOLUME": str(world.volume),
                 "A1111_CACHE_ALLOW_PRIVATE_HOSTS": "true",
                 "A1111_WEBUI_PORT": str(port),

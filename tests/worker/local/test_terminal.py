@@ -15,6 +15,8 @@ import pytest
 from worker.local import terminal
 from worker.local.terminal import ProgressLine, knows_links, link, plain, table, unbreakable, words
 
+END = "\x04"
+
 
 @pytest.fixture
 def screen() -> Iterator[tuple[TextIO, int]]:
@@ -25,8 +27,15 @@ def screen() -> Iterator[tuple[TextIO, int]]:
         yield stack.enter_context(os.fdopen(own, "w", encoding="utf-8")), other
 
 
-def shown(other: int) -> str:
-    return os.read(other, 65536).decode()
+def shown(screen: tuple[TextIO, int]) -> str:
+    """Return all that the program wrote; the system hands it over in pieces."""
+    stream, other = screen
+    stream.write(END)
+    stream.flush()
+    data = b""
+    while not data.endswith(END.encode()):
+        data += os.read(other, 65536)
+    return data.decode().removesuffix(END)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +123,7 @@ def test_progress_is_a_line_of_words(progress: dict[str, Any], line: str) -> Non
 def test_on_a_terminal_progress_is_one_line_that_gives_way_to_the_log(
     screen: tuple[TextIO, int],
 ) -> None:
-    stream, other = screen
+    stream, _ = screen
     line = ProgressLine(stream)
     handler = logging.StreamHandler(stream)
     root = logging.getLogger()
@@ -135,7 +144,7 @@ def test_on_a_terminal_progress_is_one_line_that_gives_way_to_the_log(
 
     assert answer == "did {}"
     assert len(told) == 2
-    *lines, last = shown(other).split("\r\x1b[K")
+    *lines, last = shown(screen).split("\r\x1b[K")
     assert [text for text in lines if text] == [
         "sampling     10 %",
         "said\r\n",
@@ -146,12 +155,12 @@ def test_on_a_terminal_progress_is_one_line_that_gives_way_to_the_log(
 
 
 def test_a_long_line_of_progress_is_cut_at_the_edge(screen: tuple[TextIO, int]) -> None:
-    stream, other = screen
+    stream, _ = screen
     columns = os.get_terminal_size(stream.fileno()).columns or 80
 
     ProgressLine(stream).show({"stage": "loading", "detail": "写" * 500})
 
-    assert terminal._width(shown(other).removeprefix("\r\x1b[K")) in {columns - 1, columns - 2}
+    assert terminal._width(shown(screen).removeprefix("\r\x1b[K")) in {columns - 1, columns - 2}
 
 
 def test_without_a_terminal_no_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
