@@ -58,6 +58,9 @@ async def _watch(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         entry["status"] = error.status
         raise
+    except asyncio.CancelledError:  # Whoever asked hung up.
+        entry["status"] = 0
+        raise
     entry["status"] = response.status
     return response
 

@@ -59,16 +59,17 @@ def test_a_batch_is_a_list(endpoint: Endpoint) -> None:
     assert [job["id"] for job in answer.json()] == ids[:2]
 
 
-def test_a_take_whose_worker_hung_up_takes_nothing(endpoint: Endpoint) -> None:
+def test_a_take_whose_worker_hung_up_takes_nothing(patient: Endpoint) -> None:
     with pytest.raises(requests.ReadTimeout):
-        endpoint.session.get(
-            f"{endpoint.url}/v2/sim/job-take/gone?gpu=X", headers=WORKER, timeout=0.1
+        patient.session.get(
+            f"{patient.url}/v2/sim/job-take/gone?gpu=X", headers=WORKER, timeout=0.5
         )
-    time.sleep(0.1)
-    job_id = endpoint.run()
-    time.sleep(0.1)
+    deadline = time.monotonic() + 20
+    while patient.journal()["requests"][-1]["status"] != 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job_id = patient.run()
 
-    assert endpoint.status(job_id)["status"] == "IN_QUEUE"
+    assert patient.take()["id"] == job_id
 
 
 def test_runsync_answers_when_the_job_ends(patient: Endpoint) -> None:
