@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,20 +20,22 @@ from tests.recipe import ROOT
 pytestmark = pytest.mark.slow
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+@pytest.fixture
+def port() -> Iterator[str]:
+    """A number that nobody else gets until the worker listens there: it is held."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield str(held.getsockname()[1])
 
 
 def test_a_worker_that_is_started_as_compose_does_answers_on_every_interface(
-    tmp_path: Path, simulator: StartSimulator
+    tmp_path: Path, simulator: StartSimulator, port: str
 ) -> None:
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["worker"]
     given = service["environment"]
     unset = {name: "" for name, value in given.items() if value == f"${{{name}:-}}"}
     command, *flags = service["command"]
-    port = free_port()
     models.write_checkpoint(tmp_path / "models/checkpoints/c.safetensors", seed="c")
     webui = simulator("webui", "--models-dir", tmp_path / "links")
     log = tmp_path / "log"

@@ -36,7 +36,7 @@ def handled(error: Exception) -> Any:
 
 
 def until_cancelled(_job: dict[str, Any], cancelled: Event, _report: Callable[..., None]) -> Any:
-    assert cancelled.wait(5)
+    assert cancelled.wait(30)
     raise JobCancelledError("The job was cancelled.")
 
 
@@ -100,7 +100,7 @@ def test_a_job_that_ends_within_the_drain_has_its_answer() -> None:
         return {"images": []}
 
     async def drained() -> Any:
-        running = jobs(work, drain_s=5)
+        running = jobs(work, drain_s=60)
         task = asyncio.create_task(running.handle(JOB))
         await asyncio.sleep(0.01)
         running.drain()
@@ -153,7 +153,7 @@ def test_a_cancelled_job_is_told_and_its_thread_is_waited_for() -> None:
     ended = Event()
 
     def work(_job: dict[str, Any], cancelled: Event, _report: Callable[..., None]) -> Any:
-        assert cancelled.wait(5)
+        assert cancelled.wait(30)
         time.sleep(0.1)  # A1111 takes a moment to stop
         ended.set()
         raise InvalidInputError("whatever comes of it is not told")
@@ -173,7 +173,7 @@ def test_a_second_cancel_frees_the_slot_no_sooner() -> None:
     ended = Event()
 
     def work(_job: dict[str, Any], cancelled: Event, _report: Callable[..., None]) -> Any:
-        assert cancelled.wait(5)
+        assert cancelled.wait(30)
         time.sleep(0.2)
         ended.set()
         raise JobCancelledError("The job was cancelled.")
@@ -194,7 +194,7 @@ def test_jobs_do_not_block_the_loop() -> None:
     release = Event()
 
     def work(_job: dict[str, Any], _cancelled: Event, _report: Callable[..., None]) -> Any:
-        assert release.wait(5)
+        assert release.wait(30)
         return {"images": []}
 
     async def both() -> Any:

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from threading import Event
 from typing import Any
@@ -83,7 +84,7 @@ def failing(error: BaseException) -> Run:
 
 def until_ended(_job: dict[str, Any], ended: Event, report: Report) -> Any:
     report({"stage": "sampling", "percent": 3})
-    assert ended.wait(5)
+    assert ended.wait(30)
     raise JobCancelledError("The job was cancelled while it was being generated.")
 
 
@@ -137,9 +138,8 @@ def test_of_a_failure_it_tells_code_words_and_stage(ended: Ended) -> None:
         *("failed", "BACKEND_CRASHED", True),
         "fetching",
     )
-    assert line["message"].startswith(
-        "failed: BACKEND_CRASHED: A1111's process ended. (txt2img, 0."
-    )
+    said = r"failed: BACKEND_CRASHED: A1111's process ended\. \(txt2img, \d+\.\d"
+    assert re.match(said, line["message"])
 
 
 def test_a_bug_has_its_line_too(ended: Ended) -> None:

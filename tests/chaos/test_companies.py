@@ -102,11 +102,13 @@ def test_a_signed_link_that_expires_in_the_middle_is_asked_for_again(
 ) -> None:
     Pace(segment_bytes=1 << 16).set(monkeypatch.setattr)
     model = at_civitai(world) if form == "urn:air" else at_hugging_face(world)
-    world.spoil(rate=MIB // 2)
+    # Two seconds for all of it: it is not all there when the links expire.
+    world.spoil(rate=MIB // 8)
 
     def expire() -> None:
         world.wait_until_sent(model, MIB // 8)
         world.hub.site.links._secret = b"of links that are made from now on"
+        world.mend()
 
     expiring = threading.Thread(target=expire)
     expiring.start()

@@ -92,7 +92,8 @@ def test_a_worker_that_is_killed_is_followed_by_one_on_the_other_mount(
     folder = layout.tmp_folder(world.volume)
     for number in chaos.times("kills of a worker on the other mount", 10, least=1):
         model = world.model(f"k{number}", size)
-        world.spoil(rate=size // 2)
+        # Two seconds for all of it: the first one is killed before it has it.
+        world.spoil(rate=size // 8)
         pace = Pace(ttl_s=2.0, segment_bytes=size // 32)
         first, second = fleet.crew(2, pace=pace)
         first.ask(url=model.url)
@@ -101,13 +102,13 @@ def test_a_worker_that_is_killed_is_followed_by_one_on_the_other_mount(
         second.ask(url=model.url)
         first.kill()
         before = world.sent(model)
+        world.mend()
 
         done = second.answer()
 
         assert (done["read"], done["cached"]) == (model.sha256, False)
         assert world.sent(model) - before < size
         assert second.wait() == 0
-        world.mend()
     world.require_sound()
 
 

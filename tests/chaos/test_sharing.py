@@ -13,7 +13,7 @@ import pytest
 
 from model_cache.volume import layout
 from schemas.model_ref import Kind
-from tests.chaos.conftest import MIB, Chaos, World
+from tests.chaos.conftest import MIB, Chaos, World, wait_until
 from tests.chaos.soundness import digest, private, visible
 from tests.chaos.worker import Pace
 
@@ -102,9 +102,9 @@ def test_workers_whose_clocks_are_an_hour_apart_share_as_others_do(
 def test_a_fetch_longer_than_a_lease_is_not_taken_over_for_what_a_clock_says(
     world: World,
 ) -> None:
-    pace = Pace(ttl_s=1.0)
+    pace = Pace(ttl_s=2.0)
     model = world.model("m", MIB)
-    world.spoil(rate=MIB // 10)
+    world.spoil(rate=MIB // 20)
     holder = world.worker(pace=pace, clock_ahead_s=-3600.0)
     ahead = world.worker(pace=pace, clock_ahead_s=3600.0)
     holder.ask(name="x", url=model.url)
@@ -228,6 +228,7 @@ def test_a_view_that_is_truncated_while_others_rewrite_it_loses_nothing(
                 name = next(names)
                 worker.ask(name=name, url=catalogue[name].url)
         answers = [worker.answer() for worker in crew for _ in range(each)]
+        wait_until(lambda: spoilt["truncated"] > each)
     spoilt_times = spoilt["truncated"]
 
     assert {answer["read"] for answer in answers} == {m.sha256 for m in catalogue.values()}

@@ -80,7 +80,7 @@ def test_a_connection_can_be_dropped(webui: Webui) -> None:
     webui.faults(faults=[{"kind": "drop"}])
 
     with pytest.raises(requests.ConnectionError):
-        requests.get(f"{webui.url}/sdapi/v1/progress", timeout=5)
+        requests.get(f"{webui.url}/sdapi/v1/progress", timeout=30)
     assert webui.get("progress").status_code == 200
 
 
@@ -88,7 +88,7 @@ def test_an_answer_can_break_off_in_the_middle(webui: Webui) -> None:
     webui.faults(faults=[{"kind": "half", "path": TXT2IMG}])
 
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
-        requests.post(webui.url + TXT2IMG, json={"width": 64, "height": 64}, timeout=5)
+        requests.post(webui.url + TXT2IMG, json={"width": 64, "height": 64}, timeout=30)
     assert webui.journal()["jobs"] == 1
 
 
@@ -171,7 +171,7 @@ def test_memory_can_leak_with_every_job(process: WebuiProcess) -> None:
 def test_it_can_die_while_idle(process: WebuiProcess, fault: Any, code: int) -> None:
     process.faults(faults=[{"kind": "die", "when": "idle", **fault}])
 
-    assert process.process.wait(5) == code
+    assert process.process.wait(20) == code
 
 
 def test_dying_while_idle_waits_for_the_running_job(process: WebuiProcess) -> None:
@@ -186,7 +186,7 @@ def test_dying_while_idle_waits_for_the_running_job(process: WebuiProcess) -> No
 
         assert running.result().status_code == 200
 
-    assert process.process.wait(5) == -9
+    assert process.process.wait(20) == -9
 
 
 @pytest.mark.parametrize("when", ["sampling", "answering"])
@@ -197,7 +197,7 @@ def test_it_can_die_in_the_midst_of_a_job(process: WebuiProcess, when: str) -> N
     with pytest.raises(requests.ConnectionError):
         process.generate(steps=10)
 
-    assert process.process.wait(5) == -9
+    assert process.process.wait(20) == -9
 
 
 def test_it_can_die_while_loading_a_checkpoint(process: WebuiProcess) -> None:
@@ -207,7 +207,7 @@ def test_it_can_die_while_loading_a_checkpoint(process: WebuiProcess) -> None:
     with pytest.raises(requests.ConnectionError):
         process.post("options", {"sd_model_checkpoint": "beta"})
 
-    assert process.process.wait(5) == 1
+    assert process.process.wait(20) == 1
 
 
 @pytest.mark.parametrize(
@@ -259,13 +259,15 @@ def test_a_slow_load_at_the_start_delays_the_first_job_alone(
     start_process: StartProcess, world: Path
 ) -> None:
     stall = json.dumps({"kind": "stall", "when": "loading"})
-    webui = start_process("--models-dir", world, "--load-s", "0.6", "--fault", stall)
-    begun = time.monotonic()
+    webui = start_process("--models-dir", world, "--load-s", "0.1", "--fault", stall)
 
     assert webui.get("progress").json()["state"]["job"] == ""
-    webui.faults(clear=True)
-    webui.generate()
-    assert time.monotonic() - begun > 0.4
+    with ThreadPoolExecutor(1) as aside:
+        first = aside.submit(requests.post, webui.url + TXT2IMG, json={"steps": 1}, timeout=60)
+        time.sleep(0.2)
+        assert not first.done()
+        webui.faults(clear=True)
+        assert first.result().status_code == 200
     assert webui.journal()["loads"] == 1
 
 
@@ -309,4 +311,4 @@ def test_the_server_can_be_killed_only_with_its_flag(
     assert process.post("server-restart").status_code == 501
     with pytest.raises(requests.ConnectionError):
         process.post("server-kill")
-    assert process.process.wait(5) == 0
+    assert process.process.wait(20) == 0

@@ -1,12 +1,14 @@
 """What happens while a job runs: progress, interrupt, skip, who waits for whom, and the end."""
 
 import base64
+import http.client
 import io
+import json
 import signal
-import threading
+import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,30 @@ def asked(webui: WebuiProcess) -> list[dict[str, Any]]:
     return [request for request in journal["requests"] if request["path"].endswith("txt2img")]
 
 
+def hold(webui: Webui, after: int = 7, **more: Any) -> None:
+    """Let the job go on that stands still, and the next stand still after so many steps.
+
+    For a job that stands still, its own next step is the first that counts.
+    """
+    webui.faults(clear=True, faults=[{"kind": "stall", "after": after, **more}])
+
+
 def running(found: dict[str, Any]) -> bool:
+    """Return whether a job is beyond its first steps: where `hold` lets it stand still."""
     return bool(found["state"]["sampling_step"] > 5)
+
+
+def until_closed(webui: WebuiProcess) -> None:
+    """Wait until nobody listens there."""
+    port = int(webui.url.rpartition(":")[2])
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=30).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it still listens")
 
 
 def test_idle_progress_is_all_zero_and_keeps_the_last_timestamp(slow: WebuiProcess) -> None:
@@ -89,8 +113,10 @@ def test_idle_progress_is_all_zero_and_keeps_the_last_timestamp(slow: WebuiProce
 
 
 def test_progress_follows_the_steps(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
+    hold(slow)
     done = aside.submit(job, slow)
     found = until(slow, running)
+    slow.faults(clear=True)
 
     state = found["state"]
     assert (state["job"], state["job_count"], state["sampling_steps"]) == ("scripts_txt2img", 1, 60)
@@ -103,9 +129,11 @@ def test_progress_follows_the_steps(slow: WebuiProcess, aside: ThreadPoolExecuto
 def test_a_preview_of_a_quarter_of_the_size_comes_after_ten_steps(
     slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
+    hold(slow, after=5)
     done = aside.submit(job, slow)
-    early = until(slow, lambda found: found["state"]["job"] != "")
+    early = until(slow, lambda found: found["state"]["sampling_step"] == 4)
     assert early["current_image"] is None
+    hold(slow, after=10)
     found = until(slow, lambda found: found["current_image"] is not None)
 
     assert found["state"]["sampling_step"] >= 10
@@ -114,19 +142,23 @@ def test_a_preview_of_a_quarter_of_the_size_comes_after_ten_steps(
     skipping = slow.get("progress", params={"skip_current_image": "true"}).json()
     assert skipping["current_image"] is None
     assert slow.get("progress?skip_current_image=maybe").status_code == 422
+    slow.faults(clear=True)
     done.result()
 
 
 def test_batches_and_the_hires_fix_are_counted_as_jobs(
     slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
+    hold(slow)
     done = aside.submit(job, slow, n_iter=2, steps=20, enable_hr=True, denoising_strength=0.5)
 
     first = until(slow, running)
     assert (first["state"]["job"], first["state"]["job_count"]) == ("Batch 1 out of 2", 4)
+    hold(slow, after=40)
     second = until(slow, lambda found: found["state"]["job_no"] == 2 and running(found))
     assert second["state"]["job"] == "Batch 2 out of 2"
     assert 0.5 < second["progress"] < 0.78
+    slow.faults(clear=True)
     done.result()
 
 
@@ -134,10 +166,12 @@ def test_an_interrupted_job_answers_200_with_what_it_has(
     slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
     whole = job(slow, steps=60)
+    hold(slow, interruptible=True)
     done = aside.submit(job, slow, n_iter=3)
     until(slow, running)
 
     assert slow.post("interrupt").json() == {}
+    slow.faults(clear=True)
 
     answer = done.result()
     assert len(answer["images"]) == 1
@@ -152,12 +186,15 @@ def test_an_interrupt_hits_the_running_job_alone(
     slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
     whole = job(slow, steps=20)
-    first = aside.submit(job, slow, steps=400)
+    before = len(asked(slow))
+    hold(slow, interruptible=True)
+    first = aside.submit(job, slow, steps=40)
     until(slow, running)
     second = aside.submit(job, slow, steps=20)
-    time.sleep(0.1)
+    until(slow, lambda _: len(asked(slow)) == before + 2)
 
     slow.post("interrupt")
+    slow.faults(clear=True)
 
     assert pixels(second.result()) == pixels(whole)
     assert pixels(first.result()) != pixels(whole)
@@ -191,21 +228,21 @@ def test_a_skip_ends_one_picture_and_goes_on(slow: WebuiProcess, aside: ThreadPo
 def test_jobs_run_one_by_one_in_the_order_they_came(
     slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
-    ended: list[int] = []
-
-    def timed(number: int) -> None:
-        job(slow, steps=15)
-        ended.append(number)
-
     before = len(asked(slow))
-    jobs: list[Future[None]] = []
+    hold(slow, after=0)
+    jobs = []
     for number in range(4):
-        jobs.append(aside.submit(timed, number))
+        jobs.append(aside.submit(job, slow, steps=15 + number))
         until(slow, lambda _: len(asked(slow)) == before + len(jobs))
+    order = []
+    for _ in jobs:
+        until(slow, lambda _: not slow.get("/simulator/faults").json()["faults"])
+        order.append(progress(slow)["state"]["sampling_steps"])
+        hold(slow, after=order[-1])  # at the first step of the next job
     for one in jobs:
         one.result()
 
-    assert ended == [0, 1, 2, 3]
+    assert order == [15, 16, 17, 18]
 
 
 @pytest.mark.parametrize(
@@ -224,8 +261,8 @@ def test_lists_do_not_wait_for_the_running_job(
         times.append(time.monotonic() - begun)
 
     assert not done.done()
-    # The aim is 10 ms; the median, with room for a machine that does other things, too.
-    assert sorted(times)[7] < 0.03
+    # The aim is 10 ms, with room for a machine that does other things, too; the job takes 10 s.
+    assert min(times) < 0.03
     slow.post("interrupt")
     done.result()
 
@@ -234,8 +271,8 @@ def test_lists_do_not_wait_for_the_running_job(
 def test_refreshing_waits_for_the_running_job(
     slow: WebuiProcess, aside: ThreadPoolExecutor, path: str
 ) -> None:
-    slow.faults(faults=[{"kind": "stall", "after": 20}])
-    done = aside.submit(job, slow, steps=40)
+    hold(slow)
+    done = aside.submit(job, slow, steps=20)
     until(slow, running)
 
     refreshing = aside.submit(requests.post, f"{slow.url}/sdapi/v1/{path}", timeout=30)
@@ -296,8 +333,14 @@ def test_other_options_do_not_wait(slow: WebuiProcess, aside: ThreadPoolExecutor
 
 def test_a_client_that_goes_away_does_not_stop_its_job(slow: WebuiProcess) -> None:
     before = slow.journal()["jobs"]
-    with pytest.raises(requests.Timeout):
-        requests.post(f"{slow.url}/sdapi/v1/txt2img", json={"steps": 30}, timeout=0.1)
+    came = len(asked(slow))
+    hold(slow)
+    client = http.client.HTTPConnection(slow.url.removeprefix("http://"), timeout=30)
+    headers = {"Content-Type": "application/json"}
+    client.request("POST", "/sdapi/v1/txt2img", json.dumps({"steps": 30}), headers)
+    until(slow, lambda found: len(asked(slow)) == came + 1 and running(found))
+    client.close()
+    slow.faults(clear=True)
 
     until(slow, lambda _: slow.journal()["jobs"] == before + 1)
     until(slow, lambda found: found["state"]["job"] == "")
@@ -310,42 +353,36 @@ def test_a_pool_full_of_queued_jobs_leaves_no_thread_for_progress(
     slow.faults(faults=[{"kind": "stall"}])
     jobs = [aside.submit(job, slow, steps=2) for _ in range(50)]
     # The journal is answered past the pool.
-    while len(slow.journal()["requests"]) < 51:
+    deadline = time.monotonic() + 30
+    while len(slow.journal()["requests"]) < 51 and time.monotonic() < deadline:
         time.sleep(0.01)
 
-    begun = time.monotonic()
-    threading.Timer(0.3, slow.faults, kwargs={"clear": True}).start()
-    slow.get("progress")
-    waited = time.monotonic() - begun
+    late = aside.submit(requests.get, f"{slow.url}/sdapi/v1/progress", timeout=30)
+    time.sleep(0.1)
+    assert not late.done()
+    slow.faults(clear=True)
+
+    assert late.result().status_code == 200
     for one in jobs:
         one.result()
 
-    assert waited > 0.1
 
-
-def test_sigterm_lets_the_running_job_be_answered(
+def test_sigterm_closes_the_port_and_lets_the_running_job_be_answered(
     slow: WebuiProcess, aside: ThreadPoolExecutor
 ) -> None:
-    done = aside.submit(job, slow, steps=60)
+    hold(slow)
+    done = aside.submit(job, slow, steps=40)
     until(slow, running)
+
+    slow.process.send_signal(signal.SIGTERM)
+    until_closed(slow)
+    assert not done.done()
+    # By the connection that there is.
+    slow.faults(clear=True)
     slow.session.close()
 
-    slow.process.send_signal(signal.SIGTERM)
-
     assert len(done.result()["images"]) == 1
-    assert slow.process.wait(5) == -signal.SIGTERM
-
-
-def test_the_port_closes_at_sigterm(slow: WebuiProcess, aside: ThreadPoolExecutor) -> None:
-    done = aside.submit(job, slow, steps=60)
-    until(slow, running)
-
-    slow.process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
-
-    with pytest.raises(requests.ConnectionError):
-        requests.get(f"{slow.url}/sdapi/v1/progress", timeout=1)
-    done.result()
+    assert slow.process.wait(20) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 0)])
@@ -361,16 +398,15 @@ def test_an_idle_server_ends_at_once(
     assert time.monotonic() - begun < 15
 
 
-def test_a_size_without_measure_never_ends_and_is_not_interrupted(slow: WebuiProcess) -> None:
-    with pytest.raises(requests.Timeout):
-        requests.post(
-            f"{slow.url}/sdapi/v1/txt2img",
-            json={"width": 1000001, "height": 512, "steps": 2},
-            timeout=0.5,
-        )
+def test_a_size_without_measure_never_ends_and_is_not_interrupted(
+    slow: WebuiProcess, aside: ThreadPoolExecutor
+) -> None:
+    done = aside.submit(job, slow, width=1000001, height=512, steps=2)
+    until(slow, lambda found: found["state"]["job"] == "scripts_txt2img")
 
     slow.post("interrupt")
     time.sleep(0.2)
 
     assert progress(slow)["state"]["job"] == "scripts_txt2img"
     slow.process.kill()
+    assert isinstance(done.exception(), requests.ConnectionError)

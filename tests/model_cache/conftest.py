@@ -1,6 +1,7 @@
 import json
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,14 @@ class Shelf:
             for path in self.models.rglob("*")
             if path.is_file() and "manifests" not in path.parts
         )
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    """Wait for something that is sure to come, for as long as a busy machine may take."""
+    end = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def settings_for(volume: Path, **more: Any) -> CacheSettings:

@@ -29,7 +29,14 @@ from schemas.errors import (
 )
 from schemas.model_ref import Kind, ModelRef
 from simulator import models
-from tests.model_cache.conftest import Hub, Shelf, safetensors, settings_for, shelf_on
+from tests.model_cache.conftest import (
+    Hub,
+    Shelf,
+    safetensors,
+    settings_for,
+    shelf_on,
+    wait_until,
+)
 
 METADATA = models.kohya_metadata("sd1", "det")
 
@@ -167,19 +174,21 @@ def test_a_hit_is_one_stat_for_each_model_and_nothing_else(
 
     monkeypatch.setattr(Path, "stat", counted)
 
+    started = time.monotonic()
     with watched() as events:
         hits = [shelf.ensure(url=url) for url in urls]
         hits += [shelf.ensure(name=name) for name in names]
 
     assert all(hit.cached for hit in hits)
-    assert sorted(stats) == sorted([hit.model.path for hit in hits] + aliases_of(stats))
+    looks = aliases_of(stats, time.monotonic() - started)
+    assert sorted(stats) == sorted([hit.model.path for hit in hits] + looks)
     assert events == []
 
 
-def aliases_of(stats: list[Path]) -> list[Path]:
-    """The one look in a second at the file of aliases, if it fell into these."""
+def aliases_of(stats: list[Path], took_s: float) -> list[Path]:
+    """The one look in a second at the file of aliases, as far as it fell into these."""
     looks = [path for path in stats if path.name == "aliases.json"]
-    assert len(looks) <= 1
+    assert len(looks) <= 1 + took_s
     return looks
 
 
@@ -238,8 +247,7 @@ def test_a_thread_that_waits_for_another_can_be_cancelled(
 
     first = threading.Thread(target=fetch)
     first.start()
-    while not model_hub.requests:
-        time.sleep(0.01)
+    wait_until(lambda: bool(model_hub.requests))
     cancelled = threading.Event()
     cancelled.set()
     started = time.monotonic()
@@ -255,20 +263,26 @@ def test_a_thread_that_waits_for_another_can_be_cancelled(
 
 def test_two_models_are_fetched_side_by_side(model_hub: Hub, shelf: Shelf, url: str) -> None:
     models.write_lora(model_hub.root / "other.safetensors", seed="other")
-    model_hub.spoil(delay_s=0.6, times=2)
+    model_hub.spoil(delay_s=60, times=2)
+    over = threading.Event()
+
+    def fetch(where: str) -> None:
+        with suppress(JobCancelledError):
+            shelf.ensure(url=where, cancelled=over)
+
     threads = [
-        threading.Thread(target=lambda where=where: shelf.ensure(url=where))
+        threading.Thread(target=fetch, args=(where,))
         for where in (url, url.replace("detail", "other"))
     ]
 
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-
-    first, second = model_hub.requests
-    assert second.t - first.t < 0.6
-    assert len(shelf.cache.models(Kind.LORA)) == 2
+    try:
+        wait_until(lambda: len(model_hub.requests) == 2)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_progress_is_reported(shelf: Shelf, url: str) -> None:
@@ -464,8 +478,10 @@ def test_a_name_that_was_added_since_is_found(
 
 
 def test_a_name_that_is_asked_for_again_and_again_does_not_search_the_volume_each_time(
-    shelf: Shelf,
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Longer than a busy machine may stop us for.
+    monkeypatch.setattr("model_cache.presence.MISS_FRESH_S", 60)
     models.write_lora(shelf.models / "Lora" / "new.safetensors", seed="new")
 
     with pytest.raises(ModelNotFoundError):
@@ -750,10 +766,7 @@ def test_leftovers_of_yesterday_are_cleared_soon_after_the_start(
     assert left.exists()
     cache.start()
     try:
-        end = time.monotonic() + 30
-        while left.exists():
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_until(lambda: not left.exists())
     finally:
         cache.close()
 

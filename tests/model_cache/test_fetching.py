@@ -121,7 +121,8 @@ def test_a_refresh_that_many_workers_want_at_once_is_fetched_twice_at_most(
     model_hub: Hub, volume: Path
 ) -> None:
     url, sha256 = f"{model_hub.url}/detail.safetensors", lora(model_hub, "v1")
-    model_hub.spoil(delay_s=0.5, times=-1)
+    # So long that all ask while the first is at it, on a busy machine as well.
+    model_hub.spoil(delay_s=1.5, times=-1)
     shelves = [shelf_on(volume) for _ in range(5)]
     done: list[str | None] = []
     threads = [

@@ -29,7 +29,7 @@ class Work:
 
     def work(self) -> str:
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         self.done.append("done")
         return "done"
 
@@ -42,7 +42,7 @@ def busy(volume: Path) -> Iterator[tuple[Work, threading.Thread]]:
         target=lambda: in_turn(Lease(volume, "x"), errand(), "x", lambda _: work.seen(), work.work)
     )
     thread.start()
-    assert work.begun.wait(5)
+    assert work.begun.wait(30)
     yield work, thread
     work.go_on.set()
     thread.join()

@@ -132,9 +132,12 @@ def test_the_lock_serves_in_the_order_of_arrival() -> None:
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(5)]
     with lock:
-        for thread in threads:
+        for number, thread in enumerate(threads):
             thread.start()
-            time.sleep(0.01)
+            deadline = time.monotonic() + 30
+            while len(lock._waiting) <= number:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
     for thread in threads:
         thread.join()
 

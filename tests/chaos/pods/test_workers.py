@@ -100,7 +100,7 @@ def test_workers_on_two_hosts_fetch_each_model_once_and_the_death_of_one_costs_n
         world.wait(last_id, "IN_PROGRESS")
         doomed = pods[worker_of(world, last_id)]
         doomed.host.kill()
-        assert doomed.worker.wait(10) == -signal.SIGKILL
+        assert doomed.worker.wait(60) == -signal.SIGKILL
         last = world.wait(last_id, "COMPLETED", "FAILED", within_s=60)
 
         assert last["status"] == "COMPLETED", last

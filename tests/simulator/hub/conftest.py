@@ -29,7 +29,7 @@ class Client:
         return path
 
     def get(self, path: str, *, hops: bool = False, **more: Any) -> requests.Response:
-        more.setdefault("timeout", 5)
+        more.setdefault("timeout", 30)
         return self.session.get(self.url + path, allow_redirects=hops, **more)
 
     def journal(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def mark(client: Client, **marks: Any) -> None:
 
 def test_a_download_redirects_to_the_second_host(client: Client) -> None:
     first = client.get(DOWNLOAD)
-    body = client.session.get(first.headers["Location"], timeout=5).content
+    body = client.session.get(first.headers["Location"], timeout=30).content
 
     assert (first.status_code, first.headers["Cache-Control"]) == (307, "no-store")
     assert first.headers["Location"].startswith(client.site.links.base_url)
@@ -96,7 +96,7 @@ def test_urllib_and_head_are_turned_away(client: Client) -> None:
     agent = {"User-Agent": "Python-urllib/3.11"}
 
     assert client.get(DOWNLOAD, headers=agent).status_code == 403
-    assert client.session.head(client.url + DOWNLOAD, timeout=5).status_code == 401
+    assert client.session.head(client.url + DOWNLOAD, timeout=30).status_code == 401
 
 
 def test_the_api_tells_size_and_digest_of_each_file(client: Client) -> None:

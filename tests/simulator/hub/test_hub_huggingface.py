@@ -19,7 +19,7 @@ def repository(client: Client) -> None:
 
 
 def test_a_large_file_is_described_and_redirected_before_its_first_byte(client: Client) -> None:
-    head = client.session.head(client.url + RESOLVE + "sub/model.safetensors", timeout=5)
+    head = client.session.head(client.url + RESOLVE + "sub/model.safetensors", timeout=30)
 
     assert head.status_code == 302
     assert head.headers["X-Linked-Etag"] == f'"{DIGEST}"'

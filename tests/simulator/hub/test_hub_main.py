@@ -19,7 +19,7 @@ def test_the_command_says_where_it_listens_and_ends_on_sigterm(tmp_path: Path) -
         line = json.loads(process.stdout.readline())
         try:
             with requests.Session() as session:
-                body = session.get(line["url"] + "/redirect/m.bin", timeout=5).content
+                body = session.get(line["url"] + "/redirect/m.bin", timeout=30).content
         finally:
             process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=10)

@@ -23,7 +23,7 @@ class Endpoint:
 
     def call(self, method: str, path: str, **more: Any) -> requests.Response:
         more.setdefault("headers", CLIENT)
-        return self.session.request(method, f"{self.url}/v2/sim/{path}", timeout=10, **more)
+        return self.session.request(method, f"{self.url}/v2/sim/{path}", timeout=30, **more)
 
     def run(self, job_input: object = None, **beside: Any) -> str:
         answer = self.call("POST", "run", json={"input": job_input or {"op": "echo"}, **beside})
@@ -47,10 +47,10 @@ class Endpoint:
         return int(answer.status_code)
 
     def fault(self, **wish: Any) -> requests.Response:
-        return self.session.post(self.url + "/simulator/faults", json=wish, timeout=5)
+        return self.session.post(self.url + "/simulator/faults", json=wish, timeout=30)
 
     def journal(self) -> dict[str, Any]:
-        shown: dict[str, Any] = self.session.get(self.url + "/simulator/journal", timeout=5).json()
+        shown: dict[str, Any] = self.session.get(self.url + "/simulator/journal", timeout=30).json()
         return shown
 
 

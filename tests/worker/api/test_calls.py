@@ -1,10 +1,11 @@
 """A1111's other routes, called as jobs against the simulated A1111."""
 
 import base64
+import contextlib
 import io
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -25,13 +26,14 @@ from schemas.settings import JobSettings, OutputSettings, Settings, WebuiSetting
 from simulator import models as files
 from tests.conftest import running
 from tests.worker.calling import SMALL, World, make_world, picture, write_models
+from tests.worker.meanwhile import has_struck, until
 from worker.api.callcheck import Checks
 from worker.generation.session import Session
 
 pytestmark = pytest.mark.slow
 
-STEP_MS = 20
-LONG = {**SMALL, "steps": 60}  # more than a second
+LONG = {**SMALL, "steps": 6}
+EXTRAS = "/sdapi/v1/extra-single-image"
 LISTS = [route.path for route in ROUTES if route.method == "GET" and not route.brought_by]
 
 
@@ -39,9 +41,33 @@ LISTS = [route.path for route in ROUTES if route.method == "GET" and not route.b
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("calls")
     write_models(folder / "volume")
-    argv = ("--models-dir", folder / "links", "--step-ms", STEP_MS, "--controlnet")
+    argv = ("--models-dir", folder / "links", "--controlnet")
     with running("webui", *argv) as webui:
         yield make_world(folder, webui)
+
+
+def go_on(world: World) -> None:
+    world.webui.post("/simulator/faults", {"clear": True})
+
+
+@contextlib.contextmanager
+def holding(world: World) -> Iterator[Future[Any]]:
+    """Begin a generation that stands still between two steps, until it may `go_on`."""
+    world.webui.post("/simulator/faults", {"faults": [{"kind": "stall", "after": 2}]})
+    with ThreadPoolExecutor(1) as threads:
+        generation = threads.submit(world.run, {"prompt": "x", "checkpoint": "a", **LONG})
+        try:
+            until(lambda: has_struck(world.webui))
+            yield generation
+        finally:
+            go_on(world)
+
+
+@pytest.fixture
+def held(world: World) -> Iterator[Future[Any]]:
+    """A generation for the length of a test, see `holding`."""
+    with holding(world) as generation:
+        yield generation
 
 
 @pytest.mark.parametrize("path", LISTS)
@@ -284,7 +310,7 @@ def test_what_was_fetched_is_listed_at_once_and_after_a_running_job(
         found = {entry["model_name"] for entry in [*world.get("sd-models"), *world.get("sd-vae")]}
         return found & {"one", "two", "three.safetensors"}
 
-    with running("hub", "--root", tmp_path) as hub, ThreadPoolExecutor(1) as thread:
+    with running("hub", "--root", tmp_path) as hub:
         world.post(
             "v1/prefetch", models=[{"kind": "checkpoint", "url": f"{hub.url}/one.safetensors"}]
         )
@@ -293,25 +319,21 @@ def test_what_was_fetched_is_listed_at_once_and_after_a_running_job(
         assert listed() == {"one", "two"}
         world.post("options", sd_model_checkpoint=None)
 
-        running_job = thread.submit(world.made, checkpoint="a", steps=200)
-        while not world.get("progress")["state"]["sampling_step"]:
+        three = {"kind": "vae", "url": f"{hub.url}/three.safetensors"}
+        with holding(world) as running_job:
+            world.post("v1/prefetch", models=[three])
+            assert listed() == {"one", "two"}  # Its lists are not made anew while it draws.
             assert not running_job.done()
-        world.post("v1/prefetch", models=[{"kind": "vae", "url": f"{hub.url}/three.safetensors"}])
-        assert listed() == {"one", "two"}  # Its lists are not made anew while it draws.
-        assert not running_job.done()
         running_job.result()
 
     assert listed() == {"one", "two", "three.safetensors"}
 
 
-def test_the_models_of_controlnet_are_read_beside_a_job_as_they_are(world: World) -> None:
-    with ThreadPoolExecutor(1) as thread:
-        running_job = thread.submit(world.made, checkpoint="a", steps=100)
-        while not world.get("progress")["state"]["sampling_step"]:
-            assert not running_job.done()
-        assert world.get("/controlnet/model_list?update=false") == {"model_list": []}
-        assert not running_job.done()
-        running_job.result()
+def test_the_models_of_controlnet_are_read_beside_a_job_as_they_are(
+    world: World, held: Future[Any]
+) -> None:
+    assert world.get("/controlnet/model_list?update=false") == {"model_list": []}
+    assert not held.done()
 
 
 @pytest.mark.parametrize("name", ["refresh-vae", "refresh-loras", "refresh-embeddings"])
@@ -348,41 +370,42 @@ def test_nothing_is_loaded_only_to_be_unloaded(tmp_path: Path) -> None:
         assert webui.get("/simulator/journal")["loads"] == 0
 
 
-def test_what_only_asks_does_not_wait_for_a_running_generation(world: World) -> None:
+def test_what_only_asks_does_not_wait_for_a_running_generation(
+    world: World, held: Future[Any]
+) -> None:
+    for name in ("samplers", "options", "sd-models", "memory", "progress"):
+        assert world.get(name)
+    world.post("png-info", image=picture())
+
+    assert not held.done()
+    go_on(world)
+    assert held.result()["images"]
+
+
+def test_what_takes_a1111s_place_waits_for_a_running_generation(
+    world: World, held: Future[Any]
+) -> None:
+    before = world.requests(EXTRAS)
     with ThreadPoolExecutor(1) as threads:
-        job = {"prompt": "x", "checkpoint": "a", **LONG, "steps": 150}
-        running_job = threads.submit(world.run, job)
-        wait_until_sampling(world)
+        waiting = threads.submit(world.post, "extra-single-image", image=picture())
+        time.sleep(0.1)
 
-        for name in ("samplers", "options", "sd-models", "memory", "progress"):
-            assert world.get(name)
-        world.post("png-info", image=picture())
-
-        assert not running_job.done()
-        assert running_job.result()["images"]
+        assert world.requests(EXTRAS) == before
+        go_on(world)
+        assert waiting.result()["image"]
+    assert held.result()["images"]
 
 
-def test_what_takes_a1111s_place_waits_for_a_running_generation(world: World) -> None:
-    with ThreadPoolExecutor(1) as threads:
-        running_job = threads.submit(world.run, {"prompt": "x", "checkpoint": "a", **LONG})
-        wait_until_sampling(world)
-
-        world.post("extra-single-image", image=picture())
-
-        assert running_job.done()
-
-
-def test_a_call_that_waits_can_be_cancelled(world: World) -> None:
+def test_a_call_that_waits_can_be_cancelled(world: World, held: Future[Any]) -> None:
     cancelled = Event()
-    with ThreadPoolExecutor(2) as threads:
-        running_job = threads.submit(world.run, {"prompt": "x", "checkpoint": "a", **LONG})
-        wait_until_sampling(world)
+    with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(world.post, "extra-single-image", cancelled, image=picture())
         cancelled.set()
 
         assert isinstance(waiting.exception(), JobCancelledError)
-        assert not running_job.done()
-        assert running_job.result()["images"]
+    assert not held.done()
+    go_on(world)
+    assert held.result()["images"]
 
 
 def test_a_long_infotext_is_read_all_the_same(world: World) -> None:
@@ -462,10 +485,3 @@ def test_a_picture_that_is_only_fitted_without_an_upscaler_is_not_judged_by_its_
     world: World,
 ) -> None:
     assert world.post("extra-single-image", image=picture(), upscaling_resize=1000)["image"]
-
-
-def wait_until_sampling(world: World) -> None:
-    deadline = time.monotonic() + 10
-    while not world.webui.get("/sdapi/v1/progress")["state"]["sampling_step"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -119,7 +119,7 @@ def test_what_a_child_started_is_stopped_with_it() -> None:
     starter = child(STARTER + "time.sleep(60)")
     helper = helper_of(starter)
 
-    starter.stop(5)
+    starter.stop(30)
 
     assert starter.exit_code() == -15
     require_ended(helper)
@@ -141,7 +141,7 @@ def test_of_a_child_that_leads_no_group_nothing_else_is_signalled() -> None:
     beside.stdout.readline()
 
     adopted = WebuiProcess(plain.pid, plain.stdout, plain)
-    adopted.stop(5)
+    adopted.stop(30)
 
     assert adopted.exit_code() == -15
     assert beside.poll() is None

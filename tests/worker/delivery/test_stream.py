@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -387,15 +386,17 @@ def test_a_format_is_that_of_every_chunk(world: World) -> None:
 
 def test_a_cancel_between_two_pictures_ends_the_job(world: World) -> None:
     cancelled, found = Event(), Streamed()
-    world.webui.post("/simulator/faults", {"step_ms": 50})
+    # The second stands still until it is interrupted.
+    fault = {"kind": "stall", "after": SMALL["steps"], "interruptible": True}
+    world.webui.post("/simulator/faults", {"faults": [fault]})
     before = len(world.sent())
 
     with pytest.raises(JobCancelledError):
         world.stream(n_iter=9, cancelled=cancelled, into=found, on_chunk=lambda _: cancelled.set())
 
-    world.webui.post("/simulator/faults", {"step_ms": 0})
-    assert 1 <= len(found.chunks) <= 2
-    assert len(world.sent()) - before <= 3
+    world.webui.post("/simulator/faults", {"clear": True})
+    assert len(found.chunks) == 1
+    assert len(world.sent()) - before <= 2
     assert world.stream(n_iter=2).images == world.one(n_iter=2)["images"]
 
 
@@ -420,14 +421,21 @@ def test_an_error_in_the_midst_leaves_the_pictures_before_it(
 
 
 def test_a_chunk_that_nobody_takes_ends_the_job_before_the_next_goes_out(world: World) -> None:
-    found = Streamed()
+    found, refused = Streamed(), Event()
 
     def refuse(chunk: Chunk) -> None:
         if chunk["index"] == 1:
+            refused.set()
             raise BackendFailedError("No.")
 
+    def go_on() -> None:
+        world.webui.post("/simulator/faults", {"clear": True})
+
+    # The third stands still until the second is refused.
+    fault = {"kind": "stall", "after": 2 * SMALL["steps"]}
+    world.webui.post("/simulator/faults", {"faults": [fault]})
     before = len(world.sent())
-    with suppress(BackendFailedError):
+    with as_soon_as(refused.is_set, go_on), pytest.raises(BackendFailedError):
         world.stream(n_iter=9, into=found, on_chunk=refuse)
 
     assert [chunk["index"] for chunk in found.chunks] == [0, 1]

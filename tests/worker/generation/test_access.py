@@ -3,13 +3,14 @@
 import base64
 import contextlib
 import io
+import os
+import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from simulator.pickles import write_pickle
 from simulator.webui import starts
 from tests.conftest import ROOT
 from tests.worker.keeping import kept
+from tests.worker.meanwhile import as_soon_as, until
 from worker.child.client import WebuiClient
 from worker.child.links import LinkFolder
 from worker.child.process import WebuiProcess, spawn
@@ -79,7 +81,11 @@ class World:
         return spawn(self._argv, ROOT)
 
     def break_by(self, **fault: Any) -> None:
-        requests.post(f"{self.url}/simulator/faults", json={"faults": [fault]}, timeout=5)
+        requests.post(f"{self.url}/simulator/faults", json={"faults": [fault]}, timeout=30)
+
+    def has_struck(self) -> bool:
+        """Return whether A1111 has met each of its faults."""
+        return not requests.get(f"{self.url}/simulator/faults", timeout=30).json()["faults"]
 
     def run(
         self, method: str, endpoint: str, cancelled: Event | None = None, **payload: Any
@@ -128,12 +134,9 @@ def test_a_call_during_which_a1111_dies_is_an_error_and_the_next_works(world: Wo
 def test_a_call_that_does_not_end_when_it_is_cancelled_costs_a_restart(world: World) -> None:
     world.break_by(kind="hang", path=EXTRAS)
     cancelled = Event()
-    timer = Timer(0.3, cancelled.set)
-    timer.start()
 
-    with pytest.raises(JobCancelledError):
+    with as_soon_as(world.has_struck, cancelled.set), pytest.raises(JobCancelledError):
         world.run("POST", EXTRAS, cancelled, image=picture())
-    timer.join()
 
     assert world.run("POST", EXTRAS, image=picture())["image"]
     assert world.webui.life.number == 2
@@ -158,12 +161,10 @@ def test_an_upscaler_that_came_after_a1111_started_costs_one_restart(
 def test_the_restart_for_an_upscaler_waits_for_the_job_that_is_being_drawn(
     world: World, tmp_path: Path
 ) -> None:
-    requests.post(f"{world.url}/simulator/faults", json={"step_ms": 40}, timeout=5)
+    requests.post(f"{world.url}/simulator/faults", json={"step_ms": 40}, timeout=30)
     with ThreadPoolExecutor(1) as threads:
         drawn = threads.submit(world.make, steps=20)
-        deadline = time.monotonic() + 10
-        while not world.runner.access.line.is_anothers() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(world.runner.access.line.is_anothers)
         write_upscaler(tmp_path, "4x-Sharp")
 
         world.run("POST", EXTRAS, image=picture(), upscaler_1="4x-Sharp")
@@ -176,19 +177,21 @@ def test_whoever_is_cancelled_while_a1111_starts_for_his_upscaler_waits_no_longe
     world: World, tmp_path: Path
 ) -> None:
     write_upscaler(tmp_path, "4x-Sharp")
-    starts.tell(world.starts, {"boot_s": 2})
+    held = {"kind": "die", "when": "booting", "signal": signal.SIGSTOP, "text": "A1111 is held"}
+    starts.tell(world.starts, {"faults": [held]})
     cancelled = Event()
     wish: dict[str, Any] = {"image": picture(), "upscaler_1": "4x-Sharp"}
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(world.run, "POST", EXTRAS, cancelled, **wish)
-        deadline = time.monotonic() + 10
-        while not world.webui.restarts and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: len(starts.begun(world.starts)) == 2)
         cancelled.set()
 
         assert isinstance(asked.exception(), JobCancelledError)
         assert world.webui.state is State.STARTING
 
+    again = starts.begun(world.starts)[-1]
+    until(lambda: Path(f"/proc/{again}/stat").read_text().rpartition(") ")[2][0] == "T")
+    os.kill(again, signal.SIGCONT)
     assert world.run("POST", EXTRAS, **wish)["image"]
     assert len(world.webui.restarts) == 1
 

@@ -110,7 +110,7 @@ def test_a_worker_that_is_stopped_while_its_preload_begins_leaves_it(tmp_path: P
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=60,
         )
 
     assert "struck" in done.stdout
