@@ -131,8 +131,14 @@ class Container(World):
 
     @property
     def private(self) -> list[Path]:
-        """What is on its way to the volume."""
+        """What is on its way to the volume: models, and now and then a record."""
         return list((self.volume / "models" / ".worker" / "tmp").glob("*"))
+
+    def until_fetching(self) -> None:
+        """Wait until a model is on its way: what is a record has no key in its name."""
+        self.until(
+            lambda: any(path.name.count(".") > 1 for path in self.private), "a model is fetched"
+        )
 
 
 @contextlib.contextmanager

@@ -339,7 +339,7 @@ def test_a_restart_that_fails_ends_the_worker_with_its_job_and_leaves_nothing(
     url = f"{container.hub.url}/new.safetensors"
     with container.host_stopped():
         job_id = container.run({**GOOD, "checkpoint": {"name": "new", "url": url}})
-        container.until(lambda: bool(container.private), "the job's model is on its way")
+        container.until_fetching()
         os.kill(container.webui_pid, signal.SIGKILL)
         container.until(lambda: has_ended(container.webui_pid), "A1111 is gone")
 

@@ -72,7 +72,7 @@ def begun(container: Container, stage: Stage) -> str:
         container.faults(faults=[stage.stall])
     job_id = container.run({**GOOD, **stage.wish(container)})
     if stage.stall is None:
-        container.until(lambda: bool(container.private), "the job is fetching")
+        container.until_fetching()
     else:
         container.until_struck()
     return job_id
