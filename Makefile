@@ -94,9 +94,10 @@ audit: $(READY)  ## known patterns of holes, secrets in the files, known holes o
 	$(BIN)/python -m tests.security.audit code secrets packages
 
 FUZZ_S ?= 60
-fuzz: $(READY)   ## what reads bytes of strangers, FUZZ_S seconds each; findings go to .fuzz
+fuzz: $(READY)   ## what reads bytes of strangers, FUZZ_S seconds each, to .fuzz; new examples for hypothesis
 	for reader in request header ranges infotext image; do \
 	  $(BIN)/python -m tests.fuzz $$reader $(FUZZ_S) || exit 1; done
+	$(BIN)/pytest tests -m hypothesis --hypothesis-profile exploring
 
 bench-overhead: $(READY)   ## the worker's own time per job, beside a direct call
 	$(BIN)/python -m benchmarks.overhead

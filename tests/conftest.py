@@ -25,10 +25,13 @@ PERMITTED = [
     if line and not line.startswith("#")
 ]
 _unexplained: list[str] = []
-# A machine that is busy with other tests is no finding.
-hypothesis.settings.register_profile(
-    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+# A machine that is busy with other tests is no finding. The same commit is tried with the same examples;
+# `make fuzz` looks for others.
+_PATIENT = hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
 )
+hypothesis.settings.register_profile("patient", _PATIENT)
+hypothesis.settings.register_profile("exploring", _PATIENT, derandomize=False, max_examples=1000)
 hypothesis.settings.load_profile("patient")
 # Else each process that imports aiohttp reads all authorities that this machine trusts, which takes 0.1 s.
 # This one's key exists no more: what tests speak TLS to has certificates of its own.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulator.webui import infotext, prompts
@@ -112,6 +112,11 @@ def test_styles_of_an_infotext_are_named() -> None:
 
 @given(st.dictionaries(st.sampled_from(["Alpha", "Beta x", "Gamma-1", "Delta"]), TEXT, min_size=3))
 def test_what_is_written_in_a_line_is_read_from_it(parameters: dict[str, str]) -> None:
+    # What begins with a quote and is not quoted itself is read on to the next quote, by A1111, too.
+    values = parameters.values()
+    assume(
+        not any(text.lstrip().startswith('"') and infotext.quote(text) == text for text in values)
+    )
     written = infotext.compose("a cat", "", parameters)
     found = infotext.parse(written, [], "Ignore")
 
